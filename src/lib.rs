@@ -1,0 +1,5 @@
+//! memdev: for every NBD client its own writable copy, in memory, of one shared, mapped, untouched image.
+
+pub mod error;
+
+pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,2 @@
+//! The `memdev` command.
+fn main() {}

@@ -1,0 +1,2 @@
+//! A lean NBD load generator.
+fn main() {}
