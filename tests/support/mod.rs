@@ -59,6 +59,23 @@ pub fn wire_len(length: u64) -> u32 {
     u32::try_from(length).expect("a request's length fits in 32 bits")
 }
 
+/// Runs `act` on a thread that has the user id `uid`, with the rights of nobody else. On Linux a user id belongs to a
+/// thread; what it connects carries that id. `None` when this process may not do that (it is not root).
+pub fn as_user<T: Send>(uid: u32, act: impl FnOnce() -> T + Send) -> Option<T> {
+    use rustix::process::{Gid, Uid};
+    use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+    std::thread::scope(|scope| {
+        let user = scope.spawn(move || {
+            let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(uid));
+            set_thread_groups(&[]).ok()?;
+            set_thread_res_gid(gid, gid, gid).ok()?;
+            set_thread_res_uid(uid, uid, uid).ok()?;
+            Some(act())
+        });
+        user.join().expect("the other user's thread does not panic")
+    })
+}
+
 /// A small, seeded generator (splitmix64): tests that fail can be run again with the same numbers.
 #[derive(Clone, Debug)]
 pub struct Random(u64);

@@ -153,9 +153,9 @@ impl Checked {
         assert_eq!(at, offset + length, "block status covers what was asked for");
     }
 
-    /// One random operation of at most `most` bytes.
+    /// One random operation of at most `most` bytes; block status only with `structured` replies.
     #[track_caller]
-    pub fn random_step(&mut self, random: &mut Random, most: u64) {
+    pub fn random_step(&mut self, random: &mut Random, most: u64, structured: bool) {
         let (offset, length) = random_range(random, self.model.size(), most);
         match random.below(100) {
             0..40 => self.read(offset, length),
@@ -170,7 +170,8 @@ impl Checked {
                 self.zeroes(offset, length, flags);
             }
             95..97 => self.client.flush(),
-            _ => self.status(offset, length),
+            _ if structured => self.status(offset, length),
+            _ => self.read(offset, length),
         }
     }
 }
