@@ -38,7 +38,7 @@ struct Operation {
 impl Operation {
     fn range(&self, size: u64) -> (u64, u64) {
         let length = u64::from(self.length).clamp(1, size);
-        let offset = u64::from(self.position) * (size - length + 1) >> 32;
+        let offset = (u64::from(self.position) * (size - length + 1)) >> 32;
         match self.alignment {
             0 => (offset, length),
             1 => (offset / 4096 * 4096, length),
@@ -78,17 +78,15 @@ fn operation(connections: usize) -> impl Strategy<Value = Operation> {
 
 /// Images of awkward sizes and shapes, all served by one server under their index.
 fn images(dir: &std::path::Path) -> Vec<Image> {
-    let image = |index: usize, size: u64, data: &[Range<u64>]| {
-        Image::sparse(dir.join(format!("{index}.img")), size, data, index as u64)
-    };
+    let path = |index: usize| dir.join(format!("{index}.img"));
     vec![
-        image(0, 1, std::slice::from_ref(&(0..1))),
-        image(1, 513, std::slice::from_ref(&(0..513))),
-        image(2, 4097, std::slice::from_ref(&(0..4097))),
-        image(3, 70_000, std::slice::from_ref(&(0..70_000))),
-        image(4, 256 * KIB, &[4096..8192, 64 * KIB..65 * KIB + 1, 200 * KIB..256 * KIB]),
-        image(5, 3_000_001, &[0..1_000_000, 2_500_000..3_000_001]),
-        image(6, 2_097_152 + 4096, &[]),
+        Image::random(path(0), 1, 0),
+        Image::random(path(1), 513, 1),
+        Image::random(path(2), 4097, 2),
+        Image::random(path(3), 70_000, 3),
+        Image::sparse(path(4), 256 * KIB, &[4096..8192, 64 * KIB..65 * KIB + 1, 200 * KIB..256 * KIB], 4),
+        Image::sparse(path(5), 3_000_001, &[0..1_000_000, 2_500_000..3_000_001], 5),
+        Image::sparse(path(6), 2_097_152 + 4096, &[], 6),
     ]
 }
 
@@ -246,7 +244,7 @@ fn concurrent_neighbours_on_one_session_never_lose_a_byte() {
 #[test]
 fn a_full_session_still_is_an_array_of_bytes() {
     let dir = scratch();
-    let image = Image::sparse(dir.path().join("0.img"), 3_000_001, &[0..1_500_000], 3);
+    let image = Image::partly(dir.path().join("0.img"), 3_000_001, 0..1_500_000, 3);
     let server = Serve::image(&image).args(["--session-memory", "1M"]).start();
     let strategy = vec(operation(1), 1..100);
     run(60, &strategy, |operations| {

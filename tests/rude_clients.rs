@@ -232,7 +232,7 @@ fn unread_replies_keep_their_bytes_while_the_session_changes() {
     let mut thief = server.client("base");
     writer.write(0, &vec![0x11; 4 << 20]);
     let cookies: Vec<u64> = (0..64).map(|n| reader.send(&Request::read(n % 4 * MIB, MIB))).collect();
-    let mut first = vec![0; 16 + 100];
+    let mut first = [0; 16];
     reader.peer().fill(&mut first[..1]);
     writer.trim(0, 4 * MIB);
     writer.write(0, &vec![0x22; 4 << 20]);
