@@ -2,8 +2,6 @@
 
 mod support;
 
-use std::ops::Range;
-
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
