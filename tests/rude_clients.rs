@@ -43,8 +43,6 @@ fn conversation(random: &mut Random) -> Vec<u8> {
 /// One connection that behaves badly in a way that `random` decides, and is cut.
 fn rude(stream: Stream, random: &mut Random) {
     let mut peer = Peer::new(stream);
-    // Whatever it sends, the server may have hung up already.
-    let send = |peer: &mut Peer, bytes: &[u8]| drop(peer.try_send(bytes));
     match random.below(10) {
         // Nothing at all; or the greeting is read in part.
         0 => {}
@@ -52,24 +50,24 @@ fn rude(stream: Stream, random: &mut Random) {
         // Cut anywhere in the handshake.
         2 | 3 => {
             let whole = conversation(random);
-            send(&mut peer, &whole[..support::size(random.below(200))]);
+            peer.shove(&whole[..support::size(random.below(200))]);
         }
         // Cut anywhere at all, replies unread.
         4 => {
             let whole = conversation(random);
-            send(&mut peer, &whole[..support::size(random.below(whole.len() as u64))]);
+            peer.shove(&whole[..support::size(random.below(whole.len() as u64))]);
         }
         // Garbage, at once or after the greeting.
         5 => {
             let garbage = random.bytes(random.clone().between(1, 3000));
-            send(&mut peer, &[&3_u32.to_be_bytes()[..], &garbage].concat());
+            peer.shove(&[&3_u32.to_be_bytes()[..], &garbage].concat());
         }
         // 64 replies unread.
         6 => {
             if let Some(mut client) = attach(peer, "base") {
                 let reads: Vec<u8> =
                     (0..64).flat_map(|n| Request::read(n * 100_000, 65_536).bytes(n)).collect();
-                drop(client.peer().try_send(&reads));
+                client.peer().shove(&reads);
                 return end(client, random);
             }
             return;
@@ -78,7 +76,7 @@ fn rude(stream: Stream, random: &mut Random) {
         7 => {
             if let Some(mut client) = attach(peer, "base") {
                 let bytes = Request::write(random.below(MIB), &random.bytes(300_000)).bytes(1);
-                drop(client.peer().try_send(&bytes[..support::size(random.below(bytes.len() as u64))]));
+                client.peer().shove(&bytes[..support::size(random.below(bytes.len() as u64))]);
                 return end(client, random);
             }
             return;
@@ -86,7 +84,7 @@ fn rude(stream: Stream, random: &mut Random) {
         8 => {
             if let Some(mut client) = attach(peer, "base@rude") {
                 client.call(&Request::write(random.below(MIB), &random.bytes(30_000)));
-                drop(client.peer().try_send(&random.bytes(random.clone().between(1, 3000))));
+                client.peer().shove(&random.bytes(random.clone().between(1, 3000)));
                 return end(client, random);
             }
             return;

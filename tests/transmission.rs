@@ -623,16 +623,16 @@ fn disc_finishes_what_is_in_flight() {
     let (_dir, image, server) = serve();
     for round in 0..20_u8 {
         let mut client = server.client("base@disc");
-        let mut cookies = Vec::new();
-        for n in 0..200 {
-            cookies.push(client.send(&Request::write(n * 8192, &[round + 1; 4096])));
-            cookies.push(client.send(&Request::read(n * 8192 + 4096, 1024)));
-        }
-        client.send_disconnect();
-        for (n, pair) in cookies.chunks(2).enumerate() {
-            client.wait(pair[0]).ok();
+        let requests: Vec<Request> = (0..200)
+            .flat_map(|n| {
+                [Request::write(n * 8192, &[round + 1; 4096]), Request::read(n * 8192 + 4096, 1024)]
+            })
+            .collect();
+        let replies = client.pipeline_then(&requests, &Request::disconnect());
+        for (n, pair) in replies.chunks(2).enumerate() {
+            pair[0].clone().ok();
             let offset = n as u64 * 8192 + 4096;
-            assert_bytes(&client.wait(pair[1]).ok().data, &image.bytes(offset, 1024), offset);
+            assert_bytes(&pair[1].clone().ok().data, &image.bytes(offset, 1024), offset);
         }
         client.peer().expect_end();
         let mut after = server.client("base@disc");
@@ -648,7 +648,7 @@ fn nothing_after_disc_is_executed() {
     let (_dir, image, server) = serve();
     let mut keeper = server.client("base@after-disc");
     let mut client = server.client("base@after-disc");
-    let mut bytes = Request::new(nbd::CMD_DISC, 0, 0).header(1);
+    let mut bytes = Request::disconnect();
     bytes.extend(Request::write(0, &[0xdd; 4096]).bytes(2));
     // The server may close before all of it is taken.
     let _ = client.peer().try_send(&bytes);

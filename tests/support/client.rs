@@ -66,6 +66,11 @@ impl Request {
         Self::new(nbd::CMD_BLOCK_STATUS, offset, length)
     }
 
+    /// The bytes of `NBD_CMD_DISC`, to which there is no reply.
+    pub fn disconnect() -> Vec<u8> {
+        Self::new(nbd::CMD_DISC, 0, 0).header(0xd15c)
+    }
+
     /// The same with these command flags.
     #[must_use]
     pub fn with(mut self, flags: u16) -> Self {
@@ -237,6 +242,11 @@ impl Client {
 
     /// All requests in one stream, sent while replies are received; replies in the order of the requests.
     pub fn pipeline(&mut self, requests: &[Request]) -> Vec<Reply> {
+        self.pipeline_then(requests, &[])
+    }
+
+    /// The same with `last` sent behind the requests.
+    pub fn pipeline_then(&mut self, requests: &[Request], last: &[u8]) -> Vec<Reply> {
         let mut bytes = Vec::new();
         let cookies: Vec<u64> = requests
             .iter()
@@ -246,6 +256,7 @@ impl Client {
                 cookie
             })
             .collect();
+        bytes.extend_from_slice(last);
         let mut writer = self.peer.stream().try_clone().expect("a second handle on the socket");
         std::thread::scope(|scope| {
             let sending = scope.spawn(move || writer.write_all(&bytes));
@@ -324,7 +335,7 @@ impl Client {
 
     /// Sends `NBD_CMD_DISC` and does not wait.
     pub fn send_disconnect(&mut self) {
-        self.peer.send(&Request::new(nbd::CMD_DISC, 0, 0).header(0xd15c));
+        self.peer.send(&Request::disconnect());
     }
 
     /// Hard disconnect: both directions at once, whatever is in flight.

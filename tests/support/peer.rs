@@ -140,6 +140,13 @@ impl Stream {
         }
     }
 
+    fn set_nonblocking(&self, on: bool) -> io::Result<()> {
+        match self {
+            Self::Unix(stream) => stream.set_nonblocking(on),
+            Self::Tcp(stream) => stream.set_nonblocking(on),
+        }
+    }
+
     fn be_patient(&self) -> io::Result<()> {
         match self {
             Self::Unix(stream) => {
@@ -240,6 +247,14 @@ impl Peer {
     /// Sends bytes as they are; the server may have gone.
     pub fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.get_mut().write_all(bytes)
+    }
+
+    /// Sends as much of `bytes` as goes without waiting; the server may have gone.
+    pub fn shove(&mut self, bytes: &[u8]) {
+        // Whatever goes wrong: no more can be sent, which is what the caller expects.
+        let _ = self.stream.get_mut().set_nonblocking(true);
+        let _ = self.stream.get_mut().write_all(bytes);
+        let _ = self.stream.get_mut().set_nonblocking(false);
     }
 
     /// Receives exactly `N` bytes.
