@@ -4,6 +4,7 @@ pub mod base;
 pub mod cow;
 pub mod error;
 pub mod overlay;
+pub mod proto;
 pub mod sys;
 
 pub use error::{Error, ErrorKind, Result};
