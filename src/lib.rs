@@ -3,6 +3,7 @@
 pub mod base;
 pub mod cow;
 pub mod error;
+pub mod net;
 pub mod overlay;
 pub mod proto;
 pub mod sys;

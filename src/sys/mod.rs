@@ -14,6 +14,7 @@
 
 mod arena;
 mod mapping;
+pub mod peer;
 mod span;
 
 pub use arena::{Arena, Slot, SlotRun};
