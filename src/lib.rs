@@ -3,10 +3,12 @@
 pub mod base;
 pub mod cow;
 pub mod error;
+pub mod handshake;
 pub mod net;
 pub mod overlay;
 pub mod proto;
 pub mod session;
 pub mod sys;
+pub mod transmission;
 
 pub use error::{Error, ErrorKind, Result};
