@@ -1,4 +1,24 @@
-//! The only unsafe code: what the kernel offers and no safe crate wraps as it is needed here.
+//! The only rooms with `unsafe` in them: memory that somebody else may change, and the calls that move it.
+//!
+//! # Safety
+//!
+//! Three invariants carry everything here; each file's front page says which of them it keeps.
+//!
+//! 1. **The base is the kernel's to read.** A file mapping may change or shrink under us at any moment, so no Rust
+//!    reference to its bytes ever exists: a [`KernelSpan`] is an address and a length that only a system call reads.
+//!    A page that cannot be had makes the call fail (`EFAULT`), never the process (`SIGBUS`).
+//! 2. **A slot is owned like an `Arc`.** The bytes of an [`Arena`] slot are reachable through [`Slot`] handles only,
+//!    shared while several handles exist, mutable while exactly one does.
+//! 3. **A span lives no longer than what it points into**; the borrow checker keeps that, through its lifetime.
+//!
+//! Apart from these, [`peer`] has one call that fills a plain structure of its own.
 #![allow(unsafe_code)]
 
+mod arena;
+mod mapping;
 pub(crate) mod peer;
+mod span;
+
+pub use arena::{Arena, Slot, SlotRun};
+pub use mapping::Mapping;
+pub use span::{KernelSpan, KernelSpanMut, MAX_SPANS, receive, send};
