@@ -11,7 +11,7 @@
 //!    shared while several handles exist, mutable while exactly one does.
 //! 3. **A span lives no longer than what it points into**; the borrow checker keeps that, through its lifetime.
 //!
-//! Apart from these, [`peer`] has one call that fills a plain structure of its own.
+//! Apart from these, `peer` has one call that fills a plain structure of its own.
 #![allow(unsafe_code)]
 
 mod arena;
