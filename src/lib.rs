@@ -7,6 +7,7 @@ pub mod error;
 pub mod net;
 pub mod overlay;
 pub mod proto;
+pub mod session;
 pub mod sys;
 
 pub use error::{Error, ErrorKind, Result};

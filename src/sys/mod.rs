@@ -10,13 +10,11 @@
 //! 2. **A slot is owned like an `Arc`.** The bytes of an [`Arena`] slot are reachable through [`Slot`] handles only,
 //!    shared while several handles exist, mutable while exactly one does.
 //! 3. **A span lives no longer than what it points into**; the borrow checker keeps that, through its lifetime.
-//!
-//! Apart from these, `peer` has one call that fills a plain structure of its own.
 #![allow(unsafe_code)]
 
 mod arena;
 mod mapping;
-pub(crate) mod peer;
+pub mod peer;
 mod span;
 
 pub use arena::{Arena, Slot, SlotRun};
