@@ -4,6 +4,7 @@ pub mod base;
 pub mod client;
 pub mod cow;
 pub mod error;
+pub mod handshake;
 pub mod net;
 pub mod overlay;
 pub mod proto;
