@@ -1,6 +1,7 @@
 //! memdev: for every NBD client its own writable copy, in memory, of one shared, mapped, untouched image.
 
 pub mod base;
+pub mod client;
 pub mod cow;
 pub mod error;
 pub mod handshake;

@@ -7,11 +7,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::proto::DEFAULT_PORT;
 
 use super::uri::percent_encode;
-
-/// The TCP port that IANA assigned to NBD.
-pub const DEFAULT_PORT: u16 = 10809;
 
 /// The longest path of a unix socket, in bytes: `sun_path` has 108, one of which ends the string.
 pub(super) const UNIX_PATH_MAX: usize = 107;
