@@ -11,5 +11,6 @@ pub mod proto;
 pub mod session;
 pub mod sys;
 pub mod transmission;
+pub mod worker;
 
 pub use error::{Error, ErrorKind, Result};

@@ -208,6 +208,12 @@ impl Source {
         &self.path
     }
 
+    /// The image that sessions were given last, without looking whether there is a newer one.
+    #[must_use]
+    pub fn latest(&self) -> Arc<Image> {
+        Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// The image for a session that begins now: what the path names by now, or, while it names nothing that can be
     /// served, what it named last.
     #[must_use]

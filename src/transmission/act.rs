@@ -182,9 +182,7 @@ impl Transmission {
             }
             pieces.push(piece);
         });
-        if base_end > 0
-            && base_end > *base_length.get_or_insert_with(|| device.image().length_now())
-        {
+        if base_end > 0 && base_end > *base_length.get_or_insert_with(|| device.image().length_now()) {
             let runs = pieces.drain(..).filter_map(|piece| match piece {
                 Piece::Blocks { run, .. } => Some(run),
                 _ => None,

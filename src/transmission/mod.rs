@@ -156,8 +156,7 @@ impl Transmission {
             }
             if let Some(job) = self.job.take() {
                 if let Some(rest) = self.work_on(job, &mut base_length, cx) {
-                    let pause =
-                        if matches!(rest, Job::Read { .. }) { Pause::Output } else { Pause::Turn };
+                    let pause = if matches!(rest, Job::Read { .. }) { Pause::Output } else { Pause::Turn };
                     self.job = Some(rest);
                     break pause;
                 }

@@ -42,7 +42,10 @@ enum Segment {
 impl Segment {
     fn len(&self) -> usize {
         match self {
-            Self::Inline { len, .. } | Self::Base { len, .. } | Self::Blocks { len, .. } | Self::Zero { len } => *len,
+            Self::Inline { len, .. }
+            | Self::Base { len, .. }
+            | Self::Blocks { len, .. }
+            | Self::Zero { len } => *len,
             Self::Sent => 0,
         }
     }
@@ -152,7 +155,8 @@ impl Output {
         magazine: &mut Magazine,
     ) -> io::Result<Flushed> {
         while !self.is_empty() {
-            match sys::send(socket, &self.spans(device)) {
+            let sent = sys::send(socket, &self.spans(device));
+            match sent {
                 Ok(sent) => self.advance(sent, magazine),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Flushed::Blocked),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -161,10 +161,10 @@ mod tests {
         assert_eq!(check(Command::BlockStatus, CommandFlags::NONE, 0, 0), Err(Errno::Inval));
         assert_eq!(check(Command::Read, CommandFlags::NONE, 0, MAX_PAYLOAD + 1), Err(Errno::Inval));
         assert_eq!(check(Command::Read, CommandFlags::DF, 0, MAX_PAYLOAD + 1), Err(Errno::Overflow));
-        assert_eq!(check(Command::Read, CommandFlags::NONE, 1000, 0), Ok(Action::Read {
-            range: 1000..1000,
-            dont_fragment: false
-        }));
+        assert_eq!(
+            check(Command::Read, CommandFlags::NONE, 1000, 0),
+            Ok(Action::Read { range: 1000..1000, dont_fragment: false })
+        );
     }
 
     #[test]
