@@ -12,6 +12,7 @@ use memdev::{Error, Result};
 
 use super::Cli;
 
+/// Write manual pages or shell completions into a directory
 #[derive(Args, Debug)]
 pub(crate) struct Generate {
     /// What to write

@@ -12,6 +12,7 @@ use memdev::net::Uri;
 use memdev::proto::BlockSizes;
 use serde_json::{Value, json};
 
+/// Show what an image holds, or what a server offers
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  \
         memdev info root.img                       what an image holds\n  \

@@ -10,6 +10,7 @@ mod generate;
 mod image;
 mod info;
 mod log;
+mod serve;
 mod size;
 
 use std::io::{self, Write};
@@ -40,15 +41,14 @@ struct Cli {
     command: Command,
 
     /// Log more: -v what happens, -vv in detail, -vvv everything
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, display_order = 900, action = clap::ArgAction::Count)]
     verbose: u8,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Show what an image holds, or what a server offers
+    Serve(serve::Serve),
     Info(info::Info),
-    /// Write manual pages or shell completions into a directory
     #[command(hide = true)]
     Generate(generate::Generate),
 }
@@ -90,6 +90,7 @@ fn parse_and_run() -> Result<(), Failure> {
     };
     log::start(cli.verbose).map_err(Failure::Usage)?;
     match cli.command {
+        Command::Serve(args) => serve::run(args)?,
         Command::Info(args) => info::run(&args)?,
         Command::Generate(args) => generate::run(&args)?,
     }
