@@ -231,7 +231,7 @@ fn holes_of_the_base_are_reported_as_holes() {
 fn a_sparse_image_of_many_gibibytes_is_no_burden() {
     let dir = scratch();
     let size = 64 * GIB + 12_345;
-    let image = Image::sparse(dir.path().join("base.img"), size, &[40 * GIB..40 * GIB + MIB], 13);
+    let image = Image::partly(dir.path().join("base.img"), size, 40 * GIB..40 * GIB + MIB, 13);
     let server = Server::of(&image);
     let mut client = server.client("base");
     let private = server.usage().private;

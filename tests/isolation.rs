@@ -128,7 +128,7 @@ fn recycled_blocks_never_show_what_a_session_trimmed() {
 #[test]
 fn blocks_of_a_session_cut_amid_its_writes_are_clean_for_the_next() {
     let dir = scratch();
-    let image = Image::sparse(dir.path().join("base.img"), 8 * MIB, &[0..MIB], 7);
+    let image = Image::partly(dir.path().join("base.img"), 8 * MIB, 0..MIB, 7);
     let server = Serve::image(&image).args(["--memory", "12M"]).start();
     for round in 0..6 {
         let mut dying = server.client("base");

@@ -10,7 +10,7 @@ const SLACK: u64 = 48 * MIB;
 
 fn serve(size: u64, args: &[&str]) -> (tempfile::TempDir, Image, Server) {
     let dir = scratch();
-    let image = Image::sparse(dir.path().join("base.img"), size, &[0..size.min(8 * MIB)], 9);
+    let image = Image::partly(dir.path().join("base.img"), size, 0..size.min(8 * MIB), 9);
     let server = Serve::image(&image).args(args).start();
     (dir, image, server)
 }

@@ -220,7 +220,7 @@ fn chunks_are_whole_multiples_of_512_where_the_request_allows() {
 #[test]
 fn df_gives_one_chunk_even_across_holes() {
     let dir = scratch();
-    let image = Image::sparse(dir.path().join("base.img"), EXPORT, &[MIB..2 * MIB], 3);
+    let image = Image::partly(dir.path().join("base.img"), EXPORT, MIB..2 * MIB, 3);
     let server = Server::of(&image);
     let mut client = server.client("base");
     client.write(3 * MIB, &[9; 10_000]);
@@ -248,7 +248,7 @@ fn df_gives_one_chunk_even_across_holes() {
 #[test]
 fn block_status_tells_data_holes_and_zeroes() {
     let dir = scratch();
-    let image = Image::sparse(dir.path().join("base.img"), EXPORT, &[MIB..2 * MIB], 3);
+    let image = Image::partly(dir.path().join("base.img"), EXPORT, MIB..2 * MIB, 3);
     let server = Server::of(&image);
     let mut client = server.client("base");
     let hole = nbd::STATE_HOLE | nbd::STATE_ZERO;
@@ -286,7 +286,7 @@ fn no_hole_zeroes_are_zero_and_no_hole() {
 #[test]
 fn block_status_asks_for_one_extent_with_req_one() {
     let dir = scratch();
-    let image = Image::sparse(dir.path().join("base.img"), EXPORT, &[MIB..2 * MIB], 3);
+    let image = Image::partly(dir.path().join("base.img"), EXPORT, MIB..2 * MIB, 3);
     let server = Server::of(&image);
     let mut client = server.client("base");
     for (offset, length) in [(0, EXPORT), (0, 512), (MIB - 1, 4096), (MIB + 5, 1), (EXPORT - 1, 1)] {

@@ -31,7 +31,12 @@ pub struct Fingerprint {
 impl Image {
     /// An image full of data.
     pub fn random(path: impl AsRef<Path>, size: u64, seed: u64) -> Self {
-        Self::sparse(path, size, std::slice::from_ref(&(0..size)), seed)
+        Self::partly(path, size, 0..size, seed)
+    }
+
+    /// An image with one range of data and holes elsewhere.
+    pub fn partly(path: impl AsRef<Path>, size: u64, data: Range<u64>, seed: u64) -> Self {
+        Self::sparse(path, size, std::slice::from_ref(&data), seed)
     }
 
     /// An image with data in `data` (sorted, disjoint) and holes elsewhere.
@@ -96,7 +101,7 @@ impl Image {
         let mut rest = bytes;
         while !rest.is_empty() {
             // `| 1`: no word is zero, so data can be told from a hole.
-            let word = (mix(self.seed ^ (at / 8).wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1).to_le_bytes();
+            let word = (mix(self.seed ^ (at / 8).wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1).to_be_bytes();
             let skip = size(at % 8);
             let count = (8 - skip).min(rest.len());
             let (now, later) = rest.split_at_mut(count);

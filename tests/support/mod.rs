@@ -107,7 +107,7 @@ impl Random {
         let length = size(length);
         let mut bytes = Vec::with_capacity(length + 8);
         while bytes.len() < length {
-            bytes.extend_from_slice(&self.word().to_le_bytes());
+            bytes.extend_from_slice(&self.word().to_be_bytes());
         }
         bytes.truncate(length);
         bytes

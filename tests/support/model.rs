@@ -75,7 +75,7 @@ pub fn assert_bytes(got: &[u8], expected: &[u8], offset: u64) {
     }
     let wrong = || got.iter().zip(expected).enumerate().filter(|(_, (a, b))| a != b).map(|(at, _)| at);
     let first = wrong().next().expect("they differ");
-    let last = wrong().last().expect("they differ");
+    let last = wrong().next_back().expect("they differ");
     let upto = got.len().min(first + 16);
     panic!(
         "{} bytes differ, the first at {} and the last at {}: got {:02x?}, expected {:02x?}",

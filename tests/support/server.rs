@@ -185,10 +185,14 @@ impl Server {
         Stream::unix(&self.socket).expect("connecting to the server's unix socket")
     }
 
+    /// The address it listens on over TCP, as `host:port`.
+    pub fn tcp_address(&self) -> &str {
+        self.tcp.as_deref().expect("the server listens on TCP")
+    }
+
     /// A new connection over TCP.
     pub fn tcp_stream(&self) -> Stream {
-        let address = self.tcp.as_deref().expect("the server listens on TCP");
-        Stream::tcp(address).expect("connecting to the server over TCP")
+        Stream::tcp(self.tcp_address()).expect("connecting to the server over TCP")
     }
 
     /// A new connection before its handshake.
