@@ -40,7 +40,9 @@ impl Extents {
     /// One range of data from the start to `size`.
     #[must_use]
     pub fn all_data(size: u64) -> Self {
-        Self { data: vec![0..size] }
+        let mut data = Vec::with_capacity(1);
+        data.push(0..size);
+        Self { data }
     }
 
     /// Asks the file system; what it does not tell (block devices, simple file systems) is data.
