@@ -136,7 +136,8 @@ impl Transmission {
         match job {
             Job::Read { cookie, whole, next, dont_fragment } => {
                 // At round offsets, so that chunks end where clients like them to.
-                let end = whole.end.min((next / READ_SLICE + 1) * READ_SLICE);
+                let last = whole.end - next <= READ_SLICE;
+                let end = if last { whole.end } else { (next / READ_SLICE + 1) * READ_SLICE };
                 match self.read_slice(cookie, &whole, next..end, dont_fragment, base_length, cx) {
                     Ok(()) if end == whole.end => None,
                     Ok(()) => Some(Job::Read { cookie, whole, next: end, dont_fragment }),
