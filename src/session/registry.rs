@@ -257,6 +257,8 @@ impl Registry {
     pub fn end_all(&self) {
         self.named().clear();
         self.chores.1.try_iter().for_each(drop);
+        // What was just taken may have been the word that ends [`Registry::keep_house`].
+        self.give(Chore::Look);
     }
 }
 
