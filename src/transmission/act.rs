@@ -124,7 +124,8 @@ impl Transmission {
         let device = self.attachment.session().device();
         match job {
             Job::Read { cookie, whole, next, dont_fragment } => {
-                let end = whole.end.min(next + READ_SLICE);
+                // At a round border, so that the chunks of an unaligned read are aligned but for the first and last.
+                let end = whole.end.min((next + READ_SLICE) / READ_SLICE * READ_SLICE);
                 match self.read_slice(cookie, &whole, next..end, dont_fragment, base_length, cx) {
                     Ok(()) if end == whole.end => None,
                     Ok(()) => Some(Job::Read { cookie, whole, next: end, dont_fragment }),
