@@ -293,6 +293,14 @@ impl Transmission {
         self.job.is_some() || !self.back.is_empty()
     }
 
+    /// Takes note that the client sends no more. What it asked for in full is still answered; half of a write is none.
+    pub fn input_ended(&mut self, magazine: &mut Magazine) {
+        if let Some(Payload::Wanted { incoming, .. }) = self.payload.take() {
+            incoming.abandon(self.attachment.session().device(), magazine);
+        }
+        self.over = true;
+    }
+
     /// Takes note that the order `ticket` was carried out, and whether the pages could be read.
     pub fn warmed(&mut self, ticket: u64, readable: bool) {
         if let Some(at) = self.waiting.iter().position(|(waiting, _)| *waiting == ticket) {
@@ -315,9 +323,7 @@ impl Transmission {
 
     /// Gives back what an unfinished write holds. What was not acted on never happened.
     pub fn close(&mut self, magazine: &mut Magazine) {
-        if let Some(Payload::Wanted { incoming, .. }) = self.payload.take() {
-            incoming.abandon(self.attachment.session().device(), magazine);
-        }
+        self.input_ended(magazine);
         self.abandon_waiting();
         self.job = None;
     }

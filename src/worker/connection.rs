@@ -192,7 +192,11 @@ impl Connection {
                 Pause::Output | Pause::Input => return Next::Again,
             }
             match self.receive(input) {
-                Ok(0) => return Next::Close,
+                Ok(0) => match &mut self.phase {
+                    // It may still read: what waits for base pages is answered first.
+                    Phase::Transmission(transmission) => transmission.input_ended(magazine),
+                    Phase::Handshake(_) | Phase::Closing => return Next::Close,
+                },
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Next::Readable,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => return Next::Again,
