@@ -269,8 +269,9 @@ impl Transmission {
                     if let Err(error) = step {
                         let (left, refused) = (incoming.missing(), Refused::from(error));
                         incoming.abandon(device, cx.magazine);
-                        self.payload = Some(Payload::Unwanted { left, cookie, refused });
-                        return used;
+                        // Perhaps nothing is left of it: then the refusal goes out at once.
+                        let rest = Payload::Unwanted { left, cookie, refused };
+                        return used + self.receive(rest, &input[used..], cx);
                     }
                     if incoming.missing() == 0 {
                         self.write_fragments(cookie, incoming.into_fragments(), cx);
