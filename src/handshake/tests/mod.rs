@@ -52,7 +52,8 @@ impl Environment for World {
             name: canonical.into(),
             description: description.into(),
             size: SIZE,
-            flags: FLAGS,
+            // One export claims DF, the others do not; what the client is told depends on neither.
+            flags: if canonical == "größe" { FLAGS.union(TransmissionFlags::SEND_DF) } else { FLAGS },
             block_sizes: BlockSizes::default(),
         })
     }
