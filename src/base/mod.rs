@@ -151,20 +151,28 @@ impl Image {
     /// # Errors
     /// When the file is shorter by now, or the disk fails.
     pub fn warm(&self, range: Range<u64>) -> io::Result<()> {
+        let length = self.length_now();
         for run in self.extents.runs(range) {
             if run.data {
+                if run.range().end > length {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
                 for granule in self.residency.unseen(run.range()) {
-                    self.populate(granule)?;
+                    self.populate(granule, length)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn populate(&self, granule: Range<u64>) -> io::Result<()> {
+    /// Populates what of `granule` is in the file's first `length` bytes: all of it, unless the file was truncated.
+    fn populate(&self, granule: Range<u64>, length: u64) -> io::Result<()> {
         let fits = |n: u64| usize::try_from(n).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
-        self.mapping.populate(fits(granule.start)?, fits(granule.end - granule.start)?)?;
-        self.residency.set_seen(granule);
+        let end = granule.end.min(length);
+        self.mapping.populate(fits(granule.start)?, fits(end.saturating_sub(granule.start))?)?;
+        if end == granule.end {
+            self.residency.set_seen(granule);
+        }
         Ok(())
     }
 
