@@ -130,6 +130,19 @@ impl Device {
         cold
     }
 
+    /// Where the last byte of the base that a read of `range` shows ends; 0 when it shows none.
+    #[must_use]
+    pub fn base_end(&self, range: &Range<u64>) -> u64 {
+        let mut end = 0;
+        self.overlay.for_runs(self.blocks(range), |blocks, content| {
+            if matches!(content, Content::Unallocated) {
+                let runs = self.image.extents().runs(self.bytes(&blocks, range));
+                end = runs.filter(|run| run.data).last().map_or(end, |run| run.range().end);
+            }
+        });
+        end
+    }
+
     /// Calls `put` for the pieces that make up `range`, in order.
     pub fn read(&self, range: Range<u64>, mut put: impl FnMut(Piece)) {
         let arena = self.overlay.pool().arena();
