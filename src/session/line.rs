@@ -1,6 +1,6 @@
 //! A connection as its session sees it: something that can be fenced off.
 
-use crate::net::Stream;
+use crate::net::{PeerKind, Stream};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -34,9 +34,13 @@ impl Line {
         self.fenced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the client has hung up: it has said that it sends no more, or is not there any more.
+    /// Whether the client has hung up. Over a unix socket the kernel knows one that is gone from one that only sends no
+    /// more and still waits for its replies; over TCP both look the same, and it has to be taken as gone.
     pub(super) fn peer_is_gone(&self) -> bool {
-        let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        let gone = match self.stream.peer().kind {
+            PeerKind::Unix { .. } => PollFlags::HUP | PollFlags::ERR,
+            PeerKind::Tcp { .. } => PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR,
+        };
         let mut fds = [PollFd::new(&*self.stream, PollFlags::RDHUP)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().intersects(gone)
