@@ -132,6 +132,14 @@ impl Stream {
         }
     }
 
+    /// The local port, if it is a TCP socket.
+    pub fn local_port(&self) -> Option<u16> {
+        match self {
+            Self::Unix(_) => None,
+            Self::Tcp(stream) => Some(stream.local_addr().expect("a connected socket has an address").port()),
+        }
+    }
+
     /// Shuts one or both directions down.
     pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
         match self {
