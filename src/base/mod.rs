@@ -151,8 +151,12 @@ impl Image {
     /// # Errors
     /// When the file is shorter by now, or the disk fails.
     pub fn warm(&self, range: Range<u64>) -> io::Result<()> {
+        let length = self.length_now();
         for run in self.extents.runs(range) {
             if run.data {
+                if run.range().end > length {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
                 for granule in self.residency.unseen(run.range()) {
                     let wanted = run.offset.max(granule.start)..run.range().end.min(granule.end);
                     match self.populate(granule.clone()) {
