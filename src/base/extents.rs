@@ -40,9 +40,8 @@ impl Extents {
     /// One range of data from the start to `size`.
     #[must_use]
     pub fn all_data(size: u64) -> Self {
-        let mut data = Vec::with_capacity(1);
-        data.push(0..size);
-        Self { data }
+        let whole = 0..size;
+        Self { data: vec![whole] }
     }
 
     /// Asks the file system; what it does not tell (block devices, simple file systems) is data.

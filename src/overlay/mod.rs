@@ -122,7 +122,7 @@ fn leaf_of(block: u64) -> u64 {
 fn per_leaf(blocks: Range<u64>) -> impl Iterator<Item = (u64, Range<usize>)> {
     let size = LEAF_BLOCKS as u64;
     let leaves = if blocks.is_empty() { 0..0 } else { leaf_of(blocks.start)..leaf_of(blocks.end - 1) + 1 };
-    // Within a leaf everything is below 512.
+    #[allow(clippy::cast_possible_truncation, reason = "within a leaf everything is at most 512")]
     let within =
         move |leaf: u64, block: u64| (block.clamp(leaf * size, (leaf + 1) * size) - leaf * size) as usize;
     leaves.map(move |leaf| (leaf, within(leaf, blocks.start)..within(leaf, blocks.end)))

@@ -67,10 +67,13 @@ impl Line {
         }
     }
 
-    /// Whether the client has hung up: it has said that it sends no more, or is not there any more.
-    #[must_use]
-    pub fn peer_is_gone(&self) -> bool {
-        let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+    /// Whether the client has hung up. Over a unix socket the kernel knows one that is gone from one that only sends no
+    /// more and still waits for its replies; over TCP both look the same, and are taken as gone.
+    fn peer_is_gone(&self) -> bool {
+        let gone = match self.stream.peer().kind {
+            PeerKind::Unix { .. } => PollFlags::HUP | PollFlags::ERR,
+            PeerKind::Tcp { .. } => PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR,
+        };
         let mut fds = [PollFd::new(&*self.stream, PollFlags::RDHUP)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().intersects(gone)

@@ -293,14 +293,6 @@ impl Transmission {
         self.payload.is_some()
     }
 
-    /// Takes note that the client sends no more. What it asked for in full is still answered; half of a write is none.
-    pub fn input_ended(&mut self, magazine: &mut Magazine) {
-        if let Some(Payload::Wanted { incoming, .. }) = self.payload.take() {
-            incoming.abandon(self.attachment.session().device(), magazine);
-        }
-        self.over = true;
-    }
-
     /// Takes note that the order `ticket` was carried out, and whether the pages could be read.
     pub fn warmed(&mut self, ticket: u64, readable: bool) {
         if let Some(at) = self.waiting.iter().position(|(waiting, _)| *waiting == ticket) {
