@@ -257,6 +257,8 @@ impl Registry {
     pub fn end_all(&self) {
         self.named().clear();
         self.chores.1.try_iter().for_each(drop);
+        // One of them may have been what `stop` woke the housekeeper with.
+        self.give(Chore::Look);
     }
 }
 

@@ -129,3 +129,23 @@ fn a_session_belongs_to_the_user_who_made_it() {
     assert!(!Owner::of(&user(1)).admits(&network));
     assert!(Owner::of(&network).admits(&network) && Owner::of(&network).admits(&user(1)));
 }
+
+/// `end_all` empties the queue of chores, and with it took the one that `stop` had put there to wake the housekeeper:
+/// when the housekeeper was slow to take it, it slept on for an hour and the server did not end.
+#[test]
+fn the_housekeeper_ends_whoever_takes_its_chores() {
+    for _ in 0..200 {
+        let house = house(Duration::from_secs(30));
+        let registry = Arc::clone(&house.registry);
+        let (ended, end) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            registry.keep_house();
+            let _ = ended.send(());
+        });
+        // Long enough for it to be asleep, most times.
+        std::thread::sleep(Duration::from_millis(2));
+        house.registry.stop();
+        house.registry.end_all();
+        end.recv_timeout(Duration::from_secs(20)).expect("the housekeeper ends");
+    }
+}
