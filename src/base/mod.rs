@@ -1,0 +1,287 @@
+//! Base images: shared by every session, mapped, and never changed.
+//!
+//! A [`Source`] is a name and a path; an [`Image`] is what was found there when it was opened. An image is pinned by
+//! its descriptor: a file that is renamed over the path makes a *new* image for new sessions, while old sessions keep
+//! the old bytes. Nothing here writes, and nothing here reads the mapping in user space (see [`crate::sys`]).
+
+mod extents;
+mod residency;
+
+pub use extents::{Extents, Run};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::{KernelSpan, Mapping};
+use residency::Residency;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What tells one file from another, and one version of a file from the next that is renamed over it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+/// One opened base image.
+#[derive(Debug)]
+pub struct Image {
+    file: File,
+    identity: Identity,
+    size: u64,
+    mapping: Mapping,
+    extents: Extents,
+    residency: Residency,
+}
+
+impl Image {
+    /// Opens and maps the raw image at `path`, read-only.
+    ///
+    /// # Errors
+    /// When there is no such file, it may not be read, it is not a regular file or block device, or it is empty.
+    pub fn open(path: &Path) -> Result<Self> {
+        let failed = |error: io::Error| {
+            Error::io("Cannot open image", error)
+                .on_path(path)
+                .advise("give the path of a readable raw disk image")
+        };
+        let refused = |why: &str, advice| {
+            Error::new(ErrorKind::Invalid, format!("Cannot serve {}: it is {why}", path.display()))
+                .advise(advice)
+        };
+        // Looked at before it is opened: opening a FIFO would wait for a writer.
+        let kind = std::fs::metadata(path).map_err(failed)?.file_type();
+        if kind.is_dir() {
+            return Err(refused(
+                "a directory",
+                "give the path of a raw disk image, or make one of it with mkfs.ext4 -d",
+            ));
+        }
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(refused(
+                "neither a regular file nor a block device",
+                "give the path of a raw disk image",
+            ));
+        }
+        let file = File::open(path).map_err(failed)?;
+        let size = length(&file).map_err(failed)?;
+        if size == 0 {
+            return Err(refused("empty", "give the path of a raw disk image"));
+        }
+        let metadata = file.metadata().map_err(failed)?;
+        let mapping = Mapping::new(&file, size)
+            .map_err(|error| Error::io("Cannot map image", error).on_path(path).advise("check ulimit -v"))?;
+        Ok(Self {
+            identity: Identity { device: metadata.dev(), inode: metadata.ino() },
+            extents: Extents::of_file(&file, size),
+            residency: Residency::new(size),
+            file,
+            size,
+            mapping,
+        })
+    }
+
+    /// Bytes in the image, as it was when it was opened.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Where the image has data and where it has holes.
+    #[must_use]
+    pub fn extents(&self) -> &Extents {
+        &self.extents
+    }
+
+    /// Bytes that the file still has: fewer than [`Image::size`] when somebody truncated it. 0 when that cannot be
+    /// told, so that nobody is given bytes of a file that cannot even be asked.
+    #[must_use]
+    pub fn length_now(&self) -> u64 {
+        length(&self.file).unwrap_or(0)
+    }
+
+    /// The bytes of `range`, for the kernel to send.
+    ///
+    /// # Panics
+    /// If the range is not within the image.
+    #[must_use]
+    pub fn span(&self, offset: u64, len: usize) -> KernelSpan<'_> {
+        self.mapping.span(usize::try_from(offset).expect("the image is mapped, so offsets in it fit"), len)
+    }
+
+    /// Copies the image's bytes from `offset` on into `out`; bytes past the image's end read as zeroes.
+    ///
+    /// # Errors
+    /// When the file is shorter by now, or the disk fails.
+    pub fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let within = self.size.saturating_sub(offset);
+        let within = usize::try_from(within).unwrap_or(usize::MAX).min(out.len());
+        let (data, beyond) = out.split_at_mut(within);
+        beyond.fill(0);
+        self.file.read_exact_at(data, offset)
+    }
+
+    /// Whether all data of `range` was seen in memory, so that a read of it does not wait for a disk. Holes count as
+    /// seen. Cheap, and only a hint: the kernel may drop a page at any time.
+    #[must_use]
+    pub fn is_warm(&self, range: Range<u64>) -> bool {
+        self.residency.is_seen(range.clone())
+            || self.extents.runs(range).all(|run| !run.data || self.residency.is_seen(run.range()))
+    }
+
+    /// Reads the data of `range` into memory, and remembers that. Blocks for as long as the disk takes: never called
+    /// by a worker.
+    ///
+    /// # Errors
+    /// When the file is shorter by now, or the disk fails.
+    pub fn warm(&self, range: Range<u64>) -> io::Result<()> {
+        for run in self.extents.runs(range) {
+            if run.data {
+                for granule in self.residency.unseen(run.range()) {
+                    self.populate(granule)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn populate(&self, granule: Range<u64>) -> io::Result<()> {
+        let fits = |n: u64| usize::try_from(n).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
+        self.mapping.populate(fits(granule.start)?, fits(granule.end - granule.start)?)?;
+        self.residency.set_seen(granule);
+        Ok(())
+    }
+
+    /// Forgets what was seen in memory and is there no longer, so that the next read of it does not make a worker
+    /// wait. Looks at a bounded part of the image each time it is called and goes on where it stopped.
+    pub fn recheck_residency(&self) {
+        self.residency.recheck(&self.mapping);
+    }
+}
+
+/// A name and a path under which an image is offered, and the image that is there now.
+#[derive(Debug)]
+pub struct Source {
+    name: String,
+    path: PathBuf,
+    current: Mutex<Arc<Image>>,
+}
+
+impl Source {
+    /// Opens the image at `path`, to be offered as `name`.
+    ///
+    /// # Errors
+    /// As [`Image::open`].
+    pub fn open(name: &str, path: &Path) -> Result<Self> {
+        // Absolute, so that it still names the same file when the server changes its directory.
+        let path = std::path::absolute(path)
+            .map_err(|error| Error::io("Cannot resolve the path of image", error).on_path(path))?;
+        let image = Arc::new(Image::open(&path)?);
+        Ok(Self { name: name.to_owned(), path, current: Mutex::new(image) })
+    }
+
+    /// The export name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The absolute path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The image for a session that begins now: what the path names by now, or, while it names nothing that can be
+    /// served, what it named last.
+    #[must_use]
+    pub fn current(&self) -> Arc<Image> {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let identity = |m: std::fs::Metadata| Identity { device: m.dev(), inode: m.ino() };
+        match std::fs::metadata(&self.path).map(identity) {
+            Ok(found) if found != current.identity => match Image::open(&self.path) {
+                Ok(image) => {
+                    tracing::info!(export = self.name, path = %self.path.display(), "image was replaced");
+                    *current = Arc::new(image);
+                }
+                Err(error) => tracing::warn!(export = self.name, %error, "keeping the image as it was"),
+            },
+            _ => {}
+        }
+        Arc::clone(&current)
+    }
+}
+
+fn length(mut file: &File) -> io::Result<u64> {
+    // Not fstat: block devices have no size there.
+    io::Seek::seek(&mut file, io::SeekFrom::End(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn image_of(bytes: &[u8]) -> (tempfile::NamedTempFile, Image) {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(bytes).unwrap();
+        let image = Image::open(file.path()).unwrap();
+        (file, image)
+    }
+
+    #[test]
+    fn reads_past_the_end_are_zeroes_up_to_the_block() {
+        let (_file, image) = image_of(&[5; 1000]);
+        let mut out = [9; 1024];
+        image.read_at(0, &mut out).unwrap();
+        assert_eq!((out[999], out[1000], out[1023]), (5, 0, 0));
+    }
+
+    #[test]
+    fn a_truncated_file_is_an_error_not_zeroes() {
+        let (file, image) = image_of(&[5; 100_000]);
+        file.as_file().set_len(50_000).unwrap();
+        assert_eq!((image.size(), image.length_now()), (100_000, 50_000));
+        assert!(image.read_at(60_000, &mut [0; 10]).is_err());
+        assert!(image.warm(65_536..100_000).is_err());
+    }
+
+    #[test]
+    fn warming_makes_warm() {
+        let (_file, image) = image_of(&[5; 300_000]);
+        assert!(!image.is_warm(0..300_000));
+        image.warm(0..300_000).unwrap();
+        assert!(image.is_warm(0..300_000));
+        image.recheck_residency();
+        assert!(image.is_warm(123..124));
+    }
+
+    #[test]
+    fn a_file_renamed_over_the_path_is_a_new_image() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("root.img");
+        std::fs::write(&path, [1; 10]).unwrap();
+        let source = Source::open("root", &path).unwrap();
+        let old = source.current();
+        assert!(Arc::ptr_eq(&old, &source.current()));
+        std::fs::remove_file(&path).unwrap();
+        assert!(Arc::ptr_eq(&old, &source.current()));
+        std::fs::write(dir.path().join("new"), [2; 20]).unwrap();
+        std::fs::rename(dir.path().join("new"), &path).unwrap();
+        assert_eq!((source.current().size(), old.size()), (20, 10));
+    }
+
+    #[test]
+    fn what_is_no_image_is_refused_in_one_line() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("empty"), []).unwrap();
+        let say = |path: &Path| Image::open(path).unwrap_err().to_string();
+        assert!(say(dir.path()).contains("it is a directory"));
+        assert!(say(&dir.path().join("empty")).contains("it is empty"));
+        assert!(say(&dir.path().join("none")).contains("no such file"));
+        assert!(say(Path::new("/dev/null")).contains("neither a regular file nor a block device"));
+    }
+}

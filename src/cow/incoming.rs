@@ -1,0 +1,170 @@
+//! A write whose payload is still arriving: received straight into new block memory, published window by window.
+//!
+//! ```text
+//!   payload   |part of a block|  whole blocks ...                       |part of a block|
+//!   window                    [slot][slot][slot] ... up to 256 KiB, the next ones when these are full
+//! ```
+//!
+//! A client that sends slowly, or never sends the rest, holds one window and no more; what was not published when its
+//! connection ends never happened. Parts of blocks are kept aside as [`Fragment`]s, as they may have to wait for the
+//! base.
+
+use super::Device;
+use crate::overlay::{Magazine, Outcome, is_zero};
+use crate::sys::{KernelSpanMut, Slot};
+use std::ops::Range;
+
+/// Bytes that are received ahead of publication.
+const WINDOW: u64 = 256 << 10;
+
+/// The payload for part of one block.
+#[derive(Debug)]
+pub struct Fragment {
+    /// Where it belongs, in bytes.
+    pub offset: u64,
+    /// What belongs there.
+    pub data: Vec<u8>,
+}
+
+/// A write in the middle of its payload.
+#[derive(Debug)]
+pub struct Incoming {
+    /// What is still to be received.
+    left: Range<u64>,
+    /// The block of the first slot.
+    first: u64,
+    /// Memory for the blocks that are being received.
+    slots: Vec<Slot>,
+    /// Where the window's payload begins.
+    start: u64,
+    fragments: Vec<Fragment>,
+}
+
+impl Incoming {
+    /// The payload of a write of `range`, of which nothing has arrived.
+    #[must_use]
+    pub fn new(range: Range<u64>) -> Self {
+        Self { start: range.start, left: range, first: 0, slots: Vec::new(), fragments: Vec::new() }
+    }
+
+    /// Bytes still to come.
+    #[must_use]
+    pub fn missing(&self) -> u64 {
+        self.left.end - self.left.start
+    }
+
+    /// Makes room for the next bytes, if there is none.
+    ///
+    /// # Errors
+    /// `OutOfSpace` when a budget is used up: what is missing must be thrown away.
+    pub fn open_window(&mut self, device: &Device, magazine: &mut Magazine) -> Outcome<()> {
+        if !self.slots.is_empty() || self.left.is_empty() {
+            return Ok(());
+        }
+        let size = device.block_size();
+        self.start = self.left.start;
+        self.first = size.index_of(self.start);
+        let end = (self.left.start + WINDOW.max(size.bytes())).min(self.left.end);
+        for _ in self.first..size.blocks_for(end) {
+            match device.overlay.allocate(magazine) {
+                Ok(slot) => self.slots.push(slot),
+                // With some room the write goes on that far; the next window tells whether there is more.
+                Err(_) if !self.slots.is_empty() => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the window ends, in bytes.
+    fn window_end(&self, device: &Device) -> u64 {
+        ((self.first + self.slots.len() as u64) * device.block_size().bytes()).min(self.left.end)
+    }
+
+    /// The part of the window that is still to be received, for the kernel to write to.
+    pub fn spans<'a>(&'a mut self, device: &'a Device) -> impl Iterator<Item = KernelSpanMut<'a>> {
+        let end = self.window_end(device);
+        let (first, next, size) = (self.first, self.left.start, device.block_size());
+        let arena = device.overlay.pool().arena();
+        self.slots.iter_mut().zip(first..).filter_map(move |(slot, block)| {
+            let start = block * size.bytes();
+            let (from, to) = (next.clamp(start, start + size.bytes()), end.min(start + size.bytes()));
+            let bytes = arena.bytes_mut(slot)?;
+            (from < to)
+                .then(|| KernelSpanMut::new(&mut bytes[super::clamp(from - start)..super::clamp(to - start)]))
+        })
+    }
+
+    /// Takes bytes that arrived elsewhere; returns how many of them belonged to the window.
+    pub fn take(&mut self, data: &[u8], device: &Device) -> usize {
+        let size = device.block_size();
+        let arena = device.overlay.pool().arena();
+        let mut taken = 0;
+        let end = self.window_end(device);
+        while taken < data.len() && self.left.start < end {
+            let block = size.index_of(self.left.start);
+            let within = size.offset_within(self.left.start);
+            let len = (data.len() - taken).min(size.len() - within).min(super::clamp(end - self.left.start));
+            let slot = &mut self.slots[super::clamp(block - self.first)];
+            if let Some(bytes) = arena.bytes_mut(slot) {
+                bytes[within..within + len].copy_from_slice(&data[taken..taken + len]);
+            }
+            taken += len;
+            self.left.start += len as u64;
+        }
+        taken
+    }
+
+    /// Notes that the kernel put `count` bytes into [`Incoming::spans`].
+    pub fn advance(&mut self, count: u64) {
+        self.left.start += count;
+        debug_assert!(self.left.start <= self.left.end, "more payload than was asked for");
+    }
+
+    /// Publishes the window if it is full.
+    ///
+    /// # Errors
+    /// `OutOfSpace` when there is no memory for the map; the rest of the window is given back.
+    pub fn close_window(&mut self, device: &Device, magazine: &mut Magazine) -> Outcome<()> {
+        if self.slots.is_empty() || self.left.start < self.window_end(device) {
+            return Ok(());
+        }
+        let size = device.block_size();
+        let (start, end) = (self.start, self.left.start);
+        let mut result = Ok(());
+        for (slot, block) in self.slots.drain(..).zip(self.first..) {
+            let bytes = device.overlay.pool().arena().bytes(&slot);
+            let from = start.max(block * size.bytes());
+            let to = end.min((block + 1) * size.bytes());
+            let whole = to - from == size.bytes();
+            if result.is_err() {
+                device.overlay.discard(slot, magazine);
+            } else if !whole {
+                let at = size.offset_within(from);
+                let data = bytes[at..at + super::clamp(to - from)].to_vec();
+                self.fragments.push(Fragment { offset: from, data });
+                device.overlay.discard(slot, magazine);
+            } else if is_zero(bytes) {
+                device.overlay.discard(slot, magazine);
+                result = device.overlay.set_zero(block..block + 1, magazine);
+            } else {
+                result = device.overlay.install(block, slot, magazine);
+            }
+        }
+        result
+    }
+
+    /// The parts of blocks that were received, to be written by [`Device::write`] once the base under them is warm.
+    #[must_use]
+    pub fn into_fragments(mut self) -> Vec<Fragment> {
+        debug_assert!(self.slots.is_empty(), "an open window was forgotten");
+        std::mem::take(&mut self.fragments)
+    }
+
+    /// Gives back what was received and not published.
+    pub fn abandon(self, device: &Device, magazine: &mut Magazine) {
+        for slot in self.slots {
+            device.overlay.discard(slot, magazine);
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! The block device of a session: its overlay over the shared base, by bytes.
+//!
+//! ```text
+//!   read    overlay run:  allocated -> slots          zero -> zeroes          unallocated -> base (or its hole)
+//!   write   whole block -> overlay                    part of a block -> base's bytes under it first, once
+//!   trim, write zeroes    whole blocks -> zero, memory freed                  parts -> zeroes written
+//! ```
+//!
+//! The device never waits for a disk: [`Device::read_needs`] and [`Device::write_needs`] tell which part of the base
+//! has to be brought into memory first, which the caller has done elsewhere. Ranges are validated by the caller.
+
+mod incoming;
+
+pub use incoming::{Fragment, Incoming};
+
+use crate::base::Image;
+use crate::error::ErrorKind;
+use crate::overlay::{BlockSize, Content, Magazine, Outcome, Overlay};
+use crate::sys::SlotRun;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Where the bytes of a part of a read are.
+#[derive(Debug)]
+pub enum Piece {
+    /// In the base, at this byte.
+    Base {
+        /// First byte.
+        offset: u64,
+        /// Bytes.
+        len: usize,
+    },
+    /// In block memory.
+    Blocks {
+        /// The slots, held so that nothing changes or recycles them.
+        run: SlotRun,
+        /// Where in them the part begins.
+        at: usize,
+        /// Bytes.
+        len: usize,
+    },
+    /// Nowhere: they are zero, and take no memory.
+    Zero {
+        /// Bytes.
+        len: usize,
+    },
+}
+
+/// A range of bytes of one kind, as block status tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Bytes, never 0.
+    pub len: u64,
+    /// Whether it is a hole that reads as zeroes; else it is data.
+    pub hole: bool,
+}
+
+/// One private, writable block device.
+#[derive(Debug)]
+pub struct Device {
+    image: Arc<Image>,
+    overlay: Overlay,
+}
+
+impl Device {
+    /// A device that shows `image` until it is written to; what is written goes to `overlay`.
+    #[must_use]
+    pub fn new(image: Arc<Image>, overlay: Overlay) -> Self {
+        Self { image, overlay }
+    }
+
+    /// Bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.image.size()
+    }
+
+    /// The shared half.
+    #[must_use]
+    pub fn image(&self) -> &Arc<Image> {
+        &self.image
+    }
+
+    /// The private half.
+    #[must_use]
+    pub fn overlay(&self) -> &Overlay {
+        &self.overlay
+    }
+
+    fn block_size(&self) -> BlockSize {
+        self.overlay.block_size()
+    }
+
+    fn blocks(&self, range: &Range<u64>) -> Range<u64> {
+        let size = self.block_size();
+        if range.is_empty() { 0..0 } else { size.index_of(range.start)..size.index_of(range.end - 1) + 1 }
+    }
+
+    /// The bytes of a run of blocks that are within `range`.
+    fn bytes(&self, blocks: &Range<u64>, range: &Range<u64>) -> Range<u64> {
+        let size = self.block_size().bytes();
+        (blocks.start * size).max(range.start)..(blocks.end * size).min(range.end)
+    }
+
+    /// What of the base must be read into memory before a read of `range` can be answered at once.
+    #[must_use]
+    pub fn read_needs(&self, range: &Range<u64>) -> Option<Range<u64>> {
+        if self.image.is_warm(range.clone()) {
+            return None;
+        }
+        let mut cold: Option<Range<u64>> = None;
+        self.overlay.for_runs(self.blocks(range), |blocks, content| {
+            let bytes = self.bytes(&blocks, range);
+            if matches!(content, Content::Unallocated) && !self.image.is_warm(bytes.clone()) {
+                let start = cold.as_ref().map_or(bytes.start, |cold| cold.start);
+                cold = Some(start..bytes.end);
+            }
+        });
+        cold
+    }
+
+    /// Calls `put` for the pieces that make up `range`, in order.
+    pub fn read(&self, range: Range<u64>, mut put: impl FnMut(Piece)) {
+        let arena = self.overlay.pool().arena();
+        self.overlay.for_runs(self.blocks(&range), |blocks, content| {
+            let bytes = self.bytes(&blocks, &range);
+            let mut left = clamp(bytes.end - bytes.start);
+            match content {
+                Content::Unallocated => {
+                    for run in self.image.extents().runs(bytes) {
+                        let len = clamp(run.len);
+                        put(if run.data {
+                            Piece::Base { offset: run.offset, len }
+                        } else {
+                            Piece::Zero { len }
+                        });
+                    }
+                }
+                Content::Zero => put(Piece::Zero { len: left }),
+                Content::Allocated(slots) => {
+                    let mut at = self.block_size().offset_within(bytes.start);
+                    let mut slots = slots.iter().map(|slot| arena.share(slot)).peekable();
+                    while let Some(slot) = slots.next() {
+                        let (mut run, mut len) = (SlotRun::new(slot), arena.slot_size() - at);
+                        while let Some(next) = slots.next_if(|slot| slot.number() == run.next_number()) {
+                            // Just seen to be the neighbour.
+                            let _ = run.extend(next);
+                            len += arena.slot_size();
+                        }
+                        let len = len.min(left);
+                        left -= len;
+                        put(Piece::Blocks { run, at, len });
+                        at = 0;
+                    }
+                }
+            }
+        });
+    }
+
+    /// The blocks that a write of `range` covers only in part: at most two, its first and its last.
+    fn edges(&self, range: &Range<u64>) -> impl Iterator<Item = Range<u64>> {
+        let size = self.block_size().bytes();
+        let blocks = self.blocks(range);
+        let last = (blocks.end.saturating_sub(1)).max(blocks.start);
+        let range = range.clone();
+        [Some(blocks.start), (last > blocks.start).then_some(last)]
+            .into_iter()
+            .flatten()
+            .map(move |block| block * size..(block + 1) * size)
+            .filter(move |block| !range.is_empty() && (block.start < range.start || block.end > range.end))
+    }
+
+    /// What of the base must be read into memory before a write of `range` can be done at once: the parts that blocks
+    /// at its edges keep.
+    #[must_use]
+    pub fn write_needs(&self, range: &Range<u64>) -> Option<Range<u64>> {
+        self.edges(range).find_map(|block| self.read_needs(&(block.start..block.end.min(self.size()))))
+    }
+
+    /// Writes `data` at byte `offset`. Whole blocks of zeroes become zero blocks, which take no memory.
+    ///
+    /// # Errors
+    /// `OutOfSpace` when a budget is used up, `Io` when the base cannot be read; part may be written then.
+    pub fn write(&self, offset: u64, data: &[u8], magazine: &mut Magazine) -> Outcome<()> {
+        let size = self.block_size();
+        let (mut at, mut data) = (offset, data);
+        while !data.is_empty() {
+            let within = size.offset_within(at);
+            let len = if within == 0 && data.len() >= size.len() {
+                data.len() - data.len() % size.len()
+            } else {
+                data.len().min(size.len() - within)
+            };
+            let (now, rest) = data.split_at(len);
+            let block = size.index_of(at);
+            if len >= size.len() {
+                self.overlay.write(block, now, magazine)?;
+            } else {
+                self.overlay.write_part(block, within, now, magazine, |memory| self.fill(block, memory))?;
+            }
+            (at, data) = (at + len as u64, rest);
+        }
+        Ok(())
+    }
+
+    /// Puts the base's bytes of a block into its new memory.
+    fn fill(&self, block: u64, memory: &mut [u8]) -> Outcome<()> {
+        let start = block * self.block_size().bytes();
+        let bytes = start..(start + self.block_size().bytes()).min(self.size());
+        for run in self.image.extents().runs(bytes).filter(|run| run.data) {
+            let at = clamp(run.offset - start);
+            let part = &mut memory[at..at + clamp(run.len)];
+            self.image.read_at(run.offset, part).map_err(|_| ErrorKind::Io)?;
+        }
+        Ok(())
+    }
+
+    /// Makes `range` read as zeroes, and frees the memory of the whole blocks in it. With `allocate`, gives every
+    /// block of it memory instead, so that later writes to it cannot run out.
+    ///
+    /// # Errors
+    /// As [`Device::write`].
+    pub fn write_zeroes(&self, range: Range<u64>, allocate: bool, magazine: &mut Magazine) -> Outcome<()> {
+        let size = self.block_size().bytes();
+        let whole = self.whole_blocks(&range);
+        for part in
+            [range.start..range.end.min(whole.start * size), range.start.max(whole.end * size)..range.end]
+        {
+            self.write_zero_part(part, magazine)?;
+        }
+        if allocate {
+            return self.allocate_zeroes(whole, magazine);
+        }
+        if self.reads_as_zero(&(whole.start * size..(whole.end * size).min(self.size()))) {
+            return Ok(());
+        }
+        self.overlay.set_zero(whole, magazine)
+    }
+
+    /// The blocks that lie wholly in `range`; the device's last counts as whole where the device ends. Empty, and at
+    /// the end of the range, when there is none.
+    fn whole_blocks(&self, range: &Range<u64>) -> Range<u64> {
+        let size = self.block_size();
+        let start = size.blocks_for(range.start);
+        let end =
+            if range.end == self.size() { size.blocks_for(range.end) } else { size.index_of(range.end) };
+        start..end.max(start)
+    }
+
+    /// Zeroes part of one block (or nothing).
+    fn write_zero_part(&self, part: Range<u64>, magazine: &mut Magazine) -> Outcome<()> {
+        if part.is_empty() || self.reads_as_zero(&part) {
+            return Ok(());
+        }
+        let zeroes = vec![0; clamp(part.end - part.start)];
+        self.write(part.start, &zeroes, magazine)
+    }
+
+    fn allocate_zeroes(&self, blocks: Range<u64>, magazine: &mut Magazine) -> Outcome<()> {
+        for block in blocks {
+            // Slots come zeroed.
+            let slot = self.overlay.allocate(magazine)?;
+            self.overlay.install(block, slot, magazine)?;
+        }
+        Ok(())
+    }
+
+    /// Whether `range` is known to read as zeroes without looking at data.
+    fn reads_as_zero(&self, range: &Range<u64>) -> bool {
+        let mut zero = true;
+        self.extents(range.clone(), |extent| {
+            zero &= extent.hole;
+            zero
+        });
+        zero
+    }
+
+    /// Forgets `range`: the whole blocks in it read as zeroes afterwards, and their memory is freed. Parts of blocks
+    /// stay as they are. Never fails: where there is no memory to note it, the blocks keep their contents.
+    pub fn trim(&self, range: &Range<u64>, magazine: &mut Magazine) {
+        let whole = self.whole_blocks(range);
+        let size = self.block_size().bytes();
+        if !whole.is_empty()
+            && !self.reads_as_zero(&(whole.start * size..(whole.end * size).min(self.size())))
+        {
+            // The specification leaves what a trimmed range reads as, so an answer of "no memory" would be a lie.
+            let _ = self.overlay.set_zero(whole, magazine);
+        }
+    }
+
+    /// Calls `see` for the maximal extents that make up `range`, in order, until it says false.
+    pub fn extents(&self, range: Range<u64>, mut see: impl FnMut(Extent) -> bool) {
+        let mut last: Option<Extent> = None;
+        let mut going = true;
+        let mut add = |len: u64, hole: bool| {
+            match &mut last {
+                Some(extent) if extent.hole == hole => extent.len += len,
+                _ => {
+                    let next = Some(Extent { len, hole });
+                    if let Some(extent) = std::mem::replace(&mut last, next) {
+                        going = going && see(extent);
+                    }
+                }
+            }
+            going
+        };
+        // Leaf by leaf, so that a caller who has enough is not kept for the rest.
+        let step = 512 * self.block_size().bytes();
+        let mut at = range.start;
+        let mut wanted = true;
+        while wanted && at < range.end {
+            let part = at..((at / step + 1) * step).min(range.end);
+            at = part.end;
+            self.overlay.for_runs(self.blocks(&part), |blocks, content| {
+                let bytes = self.bytes(&blocks, &part);
+                wanted = match content {
+                    Content::Unallocated => {
+                        let mut wanted = true;
+                        for run in self.image.extents().runs(bytes) {
+                            wanted = add(run.len, !run.data);
+                        }
+                        wanted
+                    }
+                    Content::Zero => add(bytes.end - bytes.start, true),
+                    Content::Allocated(_) => add(bytes.end - bytes.start, false),
+                };
+            });
+        }
+        if wanted && let Some(extent) = last {
+            see(extent);
+        }
+    }
+}
+
+/// A length that is known to fit: requests and blocks are far below the address space.
+fn clamp(len: u64) -> usize {
+    usize::try_from(len).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,227 @@
+//! The device against a byte array, and its promises one by one.
+
+use super::*;
+use crate::overlay::{Budget, Pool};
+use proptest::prelude::*;
+use std::io::Write;
+
+struct Fixture {
+    device: Device,
+    magazine: Magazine,
+    _file: tempfile::NamedTempFile,
+}
+
+fn fixture(base: &[u8], limit: u64) -> Fixture {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(base).unwrap();
+    let image = Arc::new(Image::open(file.path()).unwrap());
+    let pool = Pool::new(64 << 20, BlockSize::DEFAULT).unwrap();
+    let magazine = Magazine::new(Arc::clone(&pool));
+    let blocks = BlockSize::DEFAULT.blocks_for(image.size());
+    let overlay = Overlay::new(blocks, pool, Budget::within(&Budget::total(64 << 20), limit));
+    Fixture { device: Device::new(image, overlay), magazine, _file: file }
+}
+
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|i| u8::try_from(i % 251).unwrap() | 1).collect()
+}
+
+impl Fixture {
+    fn read(&mut self, range: Range<u64>) -> Vec<u8> {
+        let (device, magazine) = (&self.device, &mut self.magazine);
+        let mut out = Vec::new();
+        device.read(range, |piece| match piece {
+            Piece::Base { offset, len } => {
+                let mut bytes = vec![0; len];
+                device.image().read_at(offset, &mut bytes).unwrap();
+                out.extend(bytes);
+            }
+            Piece::Blocks { run, at, len } => {
+                let arena = device.overlay().pool().arena();
+                out.extend_from_slice(&arena.run_bytes(&run)[at..at + len]);
+                run.into_slots().for_each(|slot| magazine.release(slot));
+            }
+            Piece::Zero { len } => out.resize(out.len() + len, 0),
+        });
+        out
+    }
+
+    fn extents(&self, range: Range<u64>) -> Vec<(u64, bool)> {
+        let mut all = Vec::new();
+        self.device.extents(range, |extent| {
+            all.push((extent.len, extent.hole));
+            true
+        });
+        all
+    }
+
+    fn receive(&mut self, offset: u64, data: &[u8], pieces: &[usize]) {
+        let mut incoming = Incoming::new(offset..offset + data.len() as u64);
+        let (mut rest, mut pieces) = (data, pieces.iter().copied().cycle());
+        while incoming.missing() > 0 {
+            incoming.open_window(&self.device, &mut self.magazine).unwrap();
+            let len = pieces.next().unwrap_or(1).clamp(1, rest.len());
+            let taken = incoming.take(&rest[..len], &self.device);
+            rest = &rest[taken..];
+            incoming.close_window(&self.device, &mut self.magazine).unwrap();
+        }
+        for fragment in incoming.into_fragments() {
+            self.device.write(fragment.offset, &fragment.data, &mut self.magazine).unwrap();
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Write(u64, u64, u8),
+    Receive(u64, u64, u8, usize),
+    WriteZeroes(u64, u64, bool),
+    Trim(u64, u64),
+}
+
+const SIZE: usize = 40 * 4096 + 123;
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let size = SIZE as u64;
+    let range = prop_oneof![
+        (0..size, 1..3 * 4096_u64),
+        (0..40_u64, 1..9_u64).prop_map(|(block, count)| (block * 4096, count * 4096)),
+    ]
+    .prop_map(move |(start, len)| (start, len.min(size - start)));
+    let op = prop_oneof![
+        (range.clone(), 0..4_u8).prop_map(|((start, len), value)| Op::Write(start, len, value)),
+        (range.clone(), 0..4_u8, 1..9000_usize)
+            .prop_map(|((start, len), value, piece)| Op::Receive(start, len, value, piece)),
+        (range.clone(), any::<bool>())
+            .prop_map(|((start, len), allocate)| Op::WriteZeroes(start, len, allocate)),
+        range.prop_map(|(start, len)| Op::Trim(start, len)),
+    ];
+    prop::collection::vec(op, 1..60)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn the_device_is_a_byte_array(ops in ops()) {
+        let mut model = pattern(SIZE);
+        let mut fixture = fixture(&model, 1 << 30);
+        for op in ops {
+            let device = &fixture.device;
+            match op {
+                Op::Write(start, len, value) => {
+                    let range = clamp(start)..clamp(start + len);
+                    model[range.clone()].fill(value);
+                    device.write(start, &model[range], &mut fixture.magazine).unwrap();
+                }
+                Op::Receive(start, len, value, piece) => {
+                    let range = clamp(start)..clamp(start + len);
+                    model[range.clone()].fill(value);
+                    let data = model[range].to_vec();
+                    fixture.receive(start, &data, &[piece, 17]);
+                }
+                Op::WriteZeroes(start, len, allocate) => {
+                    model[clamp(start)..clamp(start + len)].fill(0);
+                    device.write_zeroes(start..start + len, allocate, &mut fixture.magazine).unwrap();
+                }
+                Op::Trim(start, len) => {
+                    device.trim(&(start..start + len), &mut fixture.magazine);
+                    let whole = device.whole_blocks(&(start..start + len));
+                    let end = clamp(whole.end * 4096).min(SIZE);
+                    model[clamp(whole.start * 4096).min(end)..end].fill(0);
+                }
+            }
+            prop_assert!(fixture.read(0..SIZE as u64) == model);
+        }
+        let mut at = 0;
+        for (len, hole) in fixture.extents(0..SIZE as u64) {
+            let bytes = &model[at..at + clamp(len)];
+            prop_assert!(!hole || bytes.iter().all(|&byte| byte == 0));
+            at += clamp(len);
+        }
+        prop_assert_eq!(at, SIZE);
+    }
+}
+
+#[test]
+fn holes_of_the_base_and_zeroes_of_the_overlay_are_holes() {
+    let mut fixture = fixture(&pattern(64 * 4096), 1 << 30);
+    fixture.device.write_zeroes(4096..3 * 4096, false, &mut fixture.magazine).unwrap();
+    fixture.device.write(5 * 4096, &[1; 4096], &mut fixture.magazine).unwrap();
+    assert_eq!(fixture.extents(0..8 * 4096), [(4096, false), (2 * 4096, true), (5 * 4096, false)]);
+    assert_eq!(fixture.extents(4096 + 7..4096 + 9), [(2, true)]);
+}
+
+#[test]
+fn extents_stop_when_told_to() {
+    let mut fixture = fixture(&pattern(64 * 4096), 1 << 30);
+    for block in (0..64).step_by(2) {
+        fixture.device.trim(&(block * 4096..(block + 1) * 4096), &mut fixture.magazine);
+    }
+    let mut seen = 0;
+    fixture.device.extents(0..64 * 4096, |_| {
+        seen += 1;
+        seen < 3
+    });
+    assert_eq!(seen, 3);
+}
+
+#[test]
+fn zeroing_what_is_zero_costs_nothing() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(1 << 40).unwrap();
+    let image = Arc::new(Image::open(file.path()).unwrap());
+    let pool = Pool::new(1 << 20, BlockSize::DEFAULT).unwrap();
+    let mut magazine = Magazine::new(Arc::clone(&pool));
+    let overlay = Overlay::new(1 << 28, pool, Budget::within(&Budget::total(1 << 20), 1 << 20));
+    let device = Device::new(image, overlay);
+    device.trim(&(0..1 << 40), &mut magazine);
+    device.write_zeroes(5..(1 << 40) - 5, false, &mut magazine).unwrap();
+    assert_eq!((device.overlay().budget().map(), device.overlay().budget().data()), (0, 0));
+}
+
+#[test]
+fn allocated_zeroes_take_memory_and_later_writes_succeed() {
+    let mut fixture = fixture(&pattern(64 * 4096), 4 * 4096);
+    fixture.device.write_zeroes(0..4 * 4096, true, &mut fixture.magazine).unwrap();
+    assert!(fixture.device.write(4 * 4096, &[1; 4096], &mut fixture.magazine).is_err());
+    fixture.device.write(0, &[1; 4 * 4096], &mut fixture.magazine).unwrap();
+    assert_eq!(fixture.extents(0..4096), [(4096, false)]);
+}
+
+#[test]
+fn a_cold_base_is_needed_by_reads_and_by_edges_of_writes_only() {
+    let mut fixture = fixture(&pattern(256 * 4096), 1 << 30);
+    let device = &fixture.device;
+    assert_eq!(device.read_needs(&(10..20)), Some(10..20));
+    assert_eq!(device.write_needs(&(4096..3 * 4096)), None);
+    assert_eq!(device.write_needs(&(4096..3 * 4096 + 1)), Some(3 * 4096..4 * 4096));
+    assert_eq!(device.write_needs(&(4095..3 * 4096)), Some(0..4096));
+    device.write(0, &[1; 4096], &mut fixture.magazine).unwrap();
+    assert_eq!(device.read_needs(&(10..20)), None);
+    assert_eq!(device.write_needs(&(10..20)), None);
+    device.image().warm(0..256 * 4096).unwrap();
+    assert_eq!(device.read_needs(&(0..256 * 4096)), None);
+}
+
+#[test]
+fn an_abandoned_write_never_happened() {
+    let base = pattern(64 * 4096);
+    let mut fixture = fixture(&base, 1 << 30);
+    let mut incoming = Incoming::new(100..40_000);
+    incoming.open_window(&fixture.device, &mut fixture.magazine).unwrap();
+    incoming.take(&[9; 30_000], &fixture.device);
+    incoming.close_window(&fixture.device, &mut fixture.magazine).unwrap();
+    incoming.abandon(&fixture.device, &mut fixture.magazine);
+    assert!(fixture.read(0..64 * 4096) == base);
+    assert_eq!(fixture.device.overlay().budget().data(), 0);
+}
+
+#[test]
+fn a_base_that_fails_under_a_partial_write_is_an_error() {
+    let mut fixture = fixture(&pattern(64 * 4096), 1 << 30);
+    fixture._file.as_file().set_len(4096).unwrap();
+    assert_eq!(fixture.device.write(5 * 4096, &[1; 10], &mut fixture.magazine), Err(ErrorKind::Io));
+    fixture.device.write(5 * 4096, &[1; 4096], &mut fixture.magazine).unwrap();
+    fixture.device.write(5 * 4096 + 1, &[2; 10], &mut fixture.magazine).unwrap();
+}

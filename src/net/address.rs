@@ -1,0 +1,193 @@
+//! An address to listen on or to connect to, as people type it and as a URI.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::net::Ipv6Addr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use crate::error::{Error, ErrorKind, Result};
+
+use super::uri::percent_encode;
+
+/// The TCP port that IANA assigned to NBD.
+pub const DEFAULT_PORT: u16 = 10809;
+
+/// The longest path of a unix socket, in bytes: `sun_path` has 108, one of which ends the string.
+pub(super) const UNIX_PATH_MAX: usize = 107;
+
+/// Where a server listens. Shown as the URI that a client connects to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Address {
+    /// A unix socket at this path.
+    Unix(PathBuf),
+    /// A TCP port of a host.
+    Tcp {
+        /// A name or a numeric address, IPv6 without its brackets.
+        host: String,
+        /// The port; 0 lets the kernel choose one when listening.
+        port: u16,
+    },
+}
+
+impl Address {
+    /// The unix socket at `path`.
+    ///
+    /// # Errors
+    /// `Invalid` if the path is empty, holds a NUL byte or is longer than the 107 bytes that a socket address holds.
+    pub fn unix(path: impl Into<PathBuf>) -> Result<Self> {
+        let path = path.into();
+        let bytes = path.as_os_str().as_bytes();
+        let invalid = |why: &str| Error::new(ErrorKind::Invalid, format!("{why}: {}", path.display()));
+        if bytes.is_empty() {
+            return Err(Error::new(ErrorKind::Invalid, "The path of a unix socket is empty"));
+        }
+        if bytes.contains(&0) {
+            return Err(invalid("The path of a unix socket holds a NUL byte"));
+        }
+        if bytes.len() > UNIX_PATH_MAX {
+            let length = bytes.len();
+            return Err(invalid(&format!(
+                "The path of a unix socket has {length} bytes and may have {UNIX_PATH_MAX}"
+            ))
+            .advise("use a shorter one"));
+        }
+        Ok(Self::Unix(path))
+    }
+
+    /// The TCP address written `HOST:PORT`, `HOST` (then the port is [`DEFAULT_PORT`]), `[IPV6]:PORT` or `[IPV6]`.
+    /// The host is not looked up here.
+    ///
+    /// # Errors
+    /// `Invalid` if it is written in no such way.
+    pub fn tcp(text: &str) -> Result<Self> {
+        let invalid = |why: &str, advice| {
+            Err(Error::new(ErrorKind::Invalid, format!("{why} in address '{text}'")).advise(advice))
+        };
+        let (host, port) = if let Some(rest) = text.strip_prefix('[') {
+            let Some((host, after)) = rest.split_once(']') else {
+                return invalid("No ']'", "write [::1]:10809");
+            };
+            let number = host.split('%').next().unwrap_or_default();
+            if number.parse::<Ipv6Addr>().is_err() {
+                return invalid("No IPv6 address between the brackets", "write [::1]:10809");
+            }
+            match after.strip_prefix(':') {
+                Some(port) => (host, Some(port)),
+                None if after.is_empty() => (host, None),
+                None => return invalid("Something other than a port follows the ']'", "write [::1]:10809"),
+            }
+        } else if text.matches(':').count() > 1 {
+            return invalid("More than one ':'", "put an IPv6 address in brackets: [::1]:10809");
+        } else {
+            match text.split_once(':') {
+                Some((host, port)) => (host, Some(port)),
+                None => (text, None),
+            }
+        };
+        if host.is_empty() {
+            return invalid("No host", "write 127.0.0.1:10809, or 0.0.0.0:10809 for every IPv4 address");
+        }
+        // A lone number is a forgotten host rather than the host that inet_aton would make of it.
+        if port.is_none() && host.bytes().all(|b| b.is_ascii_digit()) {
+            return invalid("No host", "write HOST:PORT, as 127.0.0.1:10809");
+        }
+        if host.chars().any(|c| c.is_whitespace() || c.is_control() || "/?#@\\".contains(c)) {
+            return invalid("No host name", "write HOST:PORT, as 127.0.0.1:10809");
+        }
+        let port = match port {
+            None => DEFAULT_PORT,
+            Some(digits) if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) => {
+                match digits.parse() {
+                    Ok(port) => port,
+                    Err(_) => return invalid("Port over 65535", "write HOST:PORT, as 127.0.0.1:10809"),
+                }
+            }
+            Some(_) => return invalid("No port number", "write HOST:PORT, as 127.0.0.1:10809"),
+        };
+        Ok(Self::Tcp { host: host.to_owned(), port })
+    }
+}
+
+impl fmt::Display for Address {
+    /// The address as an NBD URI without an export: `nbd://127.0.0.1:10809`, `nbd+unix:///?socket=/run/memdev.sock`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => {
+                write!(f, "nbd+unix:///?socket={}", percent_encode(path.as_os_str()))
+            }
+            Self::Tcp { host, port } => write!(f, "nbd://{}", authority(host, *port)),
+        }
+    }
+}
+
+/// `host:port` as a URI has it: IPv6 in brackets, the `%` before its zone escaped.
+pub(super) fn authority(host: &str, port: u16) -> String {
+    if host.contains(':') {
+        format!("[{}]:{port}", host.replace('%', "%25"))
+    } else {
+        format!("{}:{port}", percent_encode(OsStr::new(host)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tcp(host: &str, port: u16) -> Address {
+        Address::Tcp { host: host.into(), port }
+    }
+
+    #[test]
+    fn tcp_addresses_as_people_write_them() {
+        for (text, host, port, uri) in [
+            ("127.0.0.1:10809", "127.0.0.1", 10809, "nbd://127.0.0.1:10809"),
+            ("localhost:0", "localhost", 0, "nbd://localhost:0"),
+            ("localhost", "localhost", 10809, "nbd://localhost:10809"),
+            ("[::1]:65535", "::1", 65535, "nbd://[::1]:65535"),
+            ("[::]", "::", 10809, "nbd://[::]:10809"),
+            ("[fe80::1%eth0]:1", "fe80::1%eth0", 1, "nbd://[fe80::1%25eth0]:1"),
+        ] {
+            let address = Address::tcp(text).unwrap();
+            assert_eq!(address, tcp(host, port), "{text}");
+            assert_eq!(address.to_string(), uri, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_tcp_address_is_refused_with_advice() {
+        for (text, why) in [
+            ("", "No host"),
+            (":10809", "No host"),
+            ("10809", "No host"),
+            ("::1", "brackets"),
+            ("::1:10809", "brackets"),
+            ("[::1", "No ']'"),
+            ("[localhost]:1", "No IPv6"),
+            ("[::1]10809", "follows"),
+            ("host:", "No port"),
+            ("host:http", "No port"),
+            ("host:+1", "No port"),
+            ("host:65536", "over 65535"),
+            ("a b:1", "No host name"),
+            ("user@host:1", "No host name"),
+            ("//host:1", "No host name"),
+        ] {
+            let error = Address::tcp(text).expect_err(text);
+            assert_eq!(error.kind(), ErrorKind::Invalid);
+            assert!(error.to_string().contains(why), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn unix_paths_are_measured_and_escaped() {
+        let address = Address::unix("/run/my disk&1%.sock").unwrap();
+        assert_eq!(address.to_string(), "nbd+unix:///?socket=/run/my%20disk%261%25.sock");
+        assert!(Address::unix("a".repeat(UNIX_PATH_MAX)).is_ok());
+        let error = Address::unix("a".repeat(UNIX_PATH_MAX + 1)).unwrap_err();
+        assert!(error.to_string().contains("has 108 bytes and may have 107"), "{error}");
+        assert!(Address::unix("").is_err());
+        assert!(Address::unix("a\0b").is_err());
+    }
+}

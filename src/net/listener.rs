@@ -1,0 +1,307 @@
+//! Bound sockets that accept clients, and the care of unix socket files.
+
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+
+use crate::error::{Error, Result};
+
+use super::{Address, Stream};
+
+/// Connections that may wait to be accepted (capped by `net.core.somaxconn`): a fleet of clients that all start at once
+/// should wait a moment rather than be refused.
+const BACKLOG: i32 = 4096;
+
+/// Who may connect to a unix socket: its owner. A named session belongs to a uid, but an image's content is for whoever
+/// can connect.
+const UNIX_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
+
+/// A bound, listening socket. Dropping it closes it and removes its socket file.
+#[derive(Debug)]
+pub struct Listener {
+    // Before `fd`, so that it is dropped while the socket still listens: until then, no other server can take the file
+    // for a stale one and put its own in its place, and the file removed is certain to be ours.
+    _file: Option<SocketFile>,
+    fd: OwnedFd,
+    address: Address,
+}
+
+impl Listener {
+    /// Listens on `address`; if its host has several addresses, on the first that can be bound. A stale unix socket file
+    /// (one that nobody listens on) is replaced.
+    ///
+    /// # Errors
+    /// `InUse` if another server listens there, `NotFound` if the directory or host does not exist, and whatever else the
+    /// system says.
+    pub fn bind(address: &Address) -> Result<Self> {
+        match address {
+            Address::Unix(path) => Self::bind_unix(path),
+            Address::Tcp { host, port } => {
+                let mut result = Err(no_address(address));
+                for addr in resolve(address, host, *port)? {
+                    result = Self::bind_tcp(addr).map_err(|errno| explain_tcp(address, errno));
+                    if result.is_ok() {
+                        break;
+                    }
+                }
+                result
+            }
+        }
+    }
+
+    /// Listens on every address that `address` stands for: `localhost:10809` is often both `127.0.0.1` and `[::1]`.
+    /// With port 0 only on the first, since each would get a port of its own.
+    ///
+    /// # Errors
+    /// As [`Listener::bind`]. An address that this machine does not have is no error as long as another could be bound
+    /// (IPv6 may be switched off while `localhost` still names `::1`).
+    pub fn bind_all(address: &Address) -> Result<Vec<Self>> {
+        let Address::Tcp { host, port: port @ 1.. } = address else {
+            return Ok(vec![Self::bind(address)?]);
+        };
+        let mut listeners = Vec::new();
+        let mut absent = no_address(address);
+        for addr in resolve(address, host, *port)? {
+            match Self::bind_tcp(addr) {
+                Ok(listener) => listeners.push(listener),
+                Err(errno @ (Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT)) => {
+                    absent = explain_tcp(address, errno)
+                }
+                Err(errno) => return Err(explain_tcp(address, errno)),
+            }
+        }
+        if listeners.is_empty() { Err(absent) } else { Ok(listeners) }
+    }
+
+    /// Where it listens: an absolute path, or a numeric address with its real port.
+    #[must_use]
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// The URI of [`Listener::address`], to which a client appends an export's name.
+    #[must_use]
+    pub fn uri(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// Accepts one connection; `None` if none is waiting. Connections that died while they waited are passed over.
+    ///
+    /// # Errors
+    /// What the system says when it cannot accept although somebody waits: out of descriptors (`EMFILE`, `ENFILE`) or of
+    /// memory. The connection stays in the queue, so that a level-triggered loop must pause before it tries again.
+    pub fn accept(&self) -> io::Result<Option<Stream>> {
+        loop {
+            let (fd, addr) =
+                match rustix::net::acceptfrom_with(&self.fd, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+                    Ok(accepted) => accepted,
+                    Err(Errno::AGAIN) => return Ok(None),
+                    Err(errno) if is_transient(errno) => continue,
+                    Err(errno) => return Err(errno.into()),
+                };
+            let stream = match &self.address {
+                Address::Unix(_) => Stream::from_unix(fd),
+                Address::Tcp { .. } => match addr.and_then(|addr| SocketAddr::try_from(addr).ok()) {
+                    Some(addr) => Stream::from_tcp(fd, addr),
+                    None => continue,
+                },
+            };
+            match stream {
+                Ok(stream) => return Ok(Some(stream)),
+                Err(error) => tracing::debug!(%error, "A client was gone before it was accepted"),
+            }
+        }
+    }
+
+    fn bind_tcp(addr: SocketAddr) -> rustix::io::Result<Self> {
+        let family = if addr.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let fd = new_socket(family)?;
+        // Without it a restart fails for as long as connections of the server before linger in TIME_WAIT.
+        sockopt::set_socket_reuseaddr(&fd, true)?;
+        rustix::net::bind(&fd, &addr)?;
+        rustix::net::listen(&fd, BACKLOG)?;
+        let bound = SocketAddr::try_from(rustix::net::getsockname(&fd)?)?;
+        // The scope of a link-local address (`fe80::1%eth0`) is not in `ip()`, but in the address as a whole.
+        let host = match bound {
+            SocketAddr::V6(v6) if v6.scope_id() != 0 => format!("{}%{}", v6.ip(), v6.scope_id()),
+            _ => bound.ip().to_string(),
+        };
+        Ok(Self { _file: None, fd, address: Address::Tcp { host, port: bound.port() } })
+    }
+
+    fn bind_unix(path: &Path) -> Result<Self> {
+        let fail = |errno: Errno| explain_unix(path, errno);
+        let sockaddr = SocketAddrUnix::new(path).map_err(fail)?;
+        let absolute = std::path::absolute(path).map_err(|error| cannot_listen(path, error))?;
+
+        // Replacing a stale file is to look, remove and bind, and two servers that do so at the same time must not remove
+        // each other's fresh socket. So they take turns, by a lock on the directory: it leaves no file behind and ends
+        // with its process. (Binding beside it and renaming over the old file would show clients no gap, but nobody
+        // answered there anyway; it does not tell two starting servers apart either, and `ss` and `lsof` would for ever
+        // show the name it was bound to.)
+        let _turn = lock_directory(&absolute);
+        clear_way(path, &sockaddr)?;
+
+        let fd = new_socket(AddressFamily::UNIX).map_err(fail)?;
+        // The file is made with the mode of the socket's own inode (less the umask), so it is private from its first
+        // moment on, which no chmod after the bind could promise.
+        rustix::fs::fchmod(&fd, UNIX_MODE).map_err(fail)?;
+        rustix::net::bind(&fd, &sockaddr).map_err(fail)?;
+        let stat = rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW).map_err(fail)?;
+        let file = SocketFile { path: absolute.clone(), dev: stat.st_dev, ino: stat.st_ino };
+        if Mode::from_raw_mode(stat.st_mode) != UNIX_MODE {
+            // A strange umask or file system. Nobody can connect before the listen below.
+            rustix::fs::chmod(path, UNIX_MODE).map_err(fail)?;
+        }
+        rustix::net::listen(&fd, BACKLOG).map_err(fail)?;
+        Ok(Self { _file: Some(file), fd, address: Address::Unix(absolute) })
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// A socket file that we made. Removed when dropped, if it is still the same file.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    dev: u64,
+    ino: u64,
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let ours = rustix::fs::statat(CWD, &self.path, AtFlags::SYMLINK_NOFOLLOW)
+            .is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (self.dev, self.ino));
+        if ours && let Err(error) = rustix::fs::unlink(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "Cannot remove the socket file");
+        }
+    }
+}
+
+fn new_socket(family: AddressFamily) -> rustix::io::Result<OwnedFd> {
+    rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)
+}
+
+/// Errors of `accept` that belong to a connection which is gone, not to the listener (accept(2), "Error handling").
+fn is_transient(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::CONNABORTED
+            | Errno::INTR
+            | Errno::PERM
+            | Errno::PROTO
+            | Errno::NETDOWN
+            | Errno::NOPROTOOPT
+            | Errno::HOSTDOWN
+            | Errno::NONET
+            | Errno::HOSTUNREACH
+            | Errno::OPNOTSUPP
+            | Errno::NETUNREACH
+            | Errno::TIMEDOUT
+    )
+}
+
+/// Holds the directory of `path` against other servers that start, until dropped.
+///
+/// `None` if the directory cannot be read or locked, or if somebody holds the lock for a second (anybody who can read a
+/// directory can lock it): then the look and the removal race, as they do in every server without such a lock.
+fn lock_directory(path: &Path) -> Option<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(path.parent()?, flags, Mode::empty()).ok()?;
+    for _ in 0..100 {
+        match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Some(directory),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => thread::sleep(Duration::from_millis(10)),
+            Err(_) => return None,
+        }
+    }
+    None
+}
+
+/// Removes the stale socket at `path`, if there is one; refuses when anything else is there.
+fn clear_way(path: &Path, sockaddr: &SocketAddrUnix) -> Result<()> {
+    let fail = |errno: Errno| explain_unix(path, errno);
+    let stat = match rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => stat,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(errno) => return Err(fail(errno)),
+    };
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
+        let error = io::Error::new(io::ErrorKind::AlreadyExists, "a file that is no socket is there");
+        return Err(cannot_listen(path, error).advise("remove it or choose another path"));
+    }
+    let probe = new_socket(AddressFamily::UNIX).map_err(fail)?;
+    match rustix::net::connect(&probe, sockaddr) {
+        Err(Errno::CONNREFUSED) => match rustix::fs::unlink(path) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(fail(errno)),
+        },
+        Err(Errno::NOENT) => Ok(()),
+        // It answers; with EAGAIN its queue of connections is full, with EPROTOTYPE it is no stream socket.
+        Ok(()) | Err(Errno::AGAIN | Errno::PROTOTYPE) => {
+            let error = io::Error::new(io::ErrorKind::AddrInUse, "another server is answering there");
+            Err(cannot_listen(path, error).advise("stop it or choose another path"))
+        }
+        Err(errno) => Err(fail(errno)),
+    }
+}
+
+fn resolve(address: &Address, host: &str, port: u16) -> Result<Vec<SocketAddr>> {
+    match (host, port).to_socket_addrs() {
+        Ok(found) => {
+            // A hosts file may name one address twice, and the second bind would meet the first.
+            let mut addrs = Vec::new();
+            for addr in found {
+                if !addrs.contains(&addr) {
+                    addrs.push(addr);
+                }
+            }
+            Ok(addrs)
+        }
+        Err(error) => Err(Error::io("Cannot look up the host of", error)
+            .on(address)
+            .advise("check the name, or give a numeric address")),
+    }
+}
+
+fn no_address(address: &Address) -> Error {
+    let error = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+    Error::io("Cannot listen on", error).on(address)
+}
+
+fn explain_tcp(address: &Address, errno: Errno) -> Error {
+    let error = Error::io("Cannot listen on", errno).on(address);
+    match errno {
+        Errno::ADDRINUSE => error.advise("stop the server there or choose another port"),
+        Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT => {
+            error.advise("choose an address of this machine, as 127.0.0.1")
+        }
+        Errno::ACCESS => error.advise("choose a port of 1024 or above"),
+        _ => error,
+    }
+}
+
+fn explain_unix(path: &Path, errno: Errno) -> Error {
+    let error = cannot_listen(path, errno.into());
+    match errno {
+        Errno::NOENT | Errno::NOTDIR => error.advise("make its directory first"),
+        Errno::ACCESS | Errno::PERM | Errno::ROFS => error.advise("choose a directory you may write to"),
+        Errno::NAMETOOLONG => error.advise("choose a path of at most 107 bytes"),
+        _ => error,
+    }
+}
+
+fn cannot_listen(path: &Path, error: io::Error) -> Error {
+    Error::io("Cannot listen on", error).on_path(path)
+}

@@ -1,0 +1,22 @@
+//! Where clients come in: addresses, the listeners bound to them, and the streams they accept.
+//!
+//! ```text
+//!   Address ── bind ──> Listener ── accept ──> Stream ──> worker (sendmsg, recvmsg)
+//!   Uri (address + export)                       └─ Peer: who is at the other end
+//! ```
+//!
+//! This room makes sockets ready (non-blocking, close-on-exec, options set) and says who is at the other end; it moves no
+//! bytes and knows nothing of NBD but how its addresses are written. The invariant it keeps: a unix socket file that
+//! exists because of a [`Listener`] is removed with it, and no file of anybody else's ever is.
+
+mod address;
+mod listener;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod uri;
+
+pub use address::{Address, DEFAULT_PORT};
+pub use listener::Listener;
+pub use stream::{Peer, PeerKind, Stream};
+pub use uri::Uri;

@@ -1,0 +1,254 @@
+//! 512 blocks: two bit planes, and the slots of those that are allocated.
+//!
+//! The slots are in block order without gaps, found by counting bits: a leaf with one block costs some 200 bytes, a
+//! full one four bytes a block.
+
+use super::Content;
+use crate::sys::Slot;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Blocks in a leaf.
+pub(super) const LEAF_BLOCKS: usize = 512;
+const WORDS: usize = LEAF_BLOCKS / 64;
+
+/// What the overlay knows of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Nothing: the base shows through.
+    Unallocated,
+    /// Its contents.
+    Allocated,
+    /// That it reads as zeroes.
+    Zero,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Leaf {
+    /// The overlay decides about the block.
+    present: [AtomicU64; WORDS],
+    /// It decides that the block is zero. Never set where `present` is not.
+    zero: [AtomicU64; WORDS],
+    slots: Mutex<Vec<Slot>>,
+}
+
+/// A leaf whose slots and planes nobody else changes.
+pub(super) struct Locked<'a> {
+    leaf: &'a Leaf,
+    slots: MutexGuard<'a, Vec<Slot>>,
+}
+
+impl Leaf {
+    /// Bytes charged for a leaf: itself, its place in the tree, its first slots.
+    pub(super) const COST: u64 = 256;
+    /// Bytes charged for a place in the tree without a leaf.
+    pub(super) const ZERO_COST: u64 = 32;
+
+    pub(super) fn all_zero() -> Self {
+        let ones = || std::array::from_fn(|_| AtomicU64::new(u64::MAX));
+        Self { present: ones(), zero: ones(), slots: Mutex::default() }
+    }
+
+    pub(super) fn lock(&self) -> Locked<'_> {
+        Locked { leaf: self, slots: self.slots.lock().unwrap_or_else(PoisonError::into_inner) }
+    }
+
+    pub(super) fn into_slots(self) -> Vec<Slot> {
+        self.slots.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The runs that make up the blocks `within`, in order.
+    pub(super) fn for_runs(&self, within: Range<usize>, mut see: impl FnMut(Range<usize>, Content<'_>)) {
+        // Without the lock: blocks of which the overlay knew nothing an instant ago were the base's then.
+        if self.next_present(within.start) >= within.end {
+            return see(within, Content::Unallocated);
+        }
+        let leaf = self.lock();
+        let mut at = within.start;
+        while at < within.end {
+            let state = leaf.state(at);
+            let end = leaf.run_end(at, state).min(within.end);
+            see(
+                at..end,
+                match state {
+                    State::Unallocated => Content::Unallocated,
+                    State::Zero => Content::Zero,
+                    State::Allocated => {
+                        let rank = leaf.rank(at);
+                        Content::Allocated(&leaf.slots[rank..rank + (end - at)])
+                    }
+                },
+            );
+            at = end;
+        }
+    }
+
+    fn next_present(&self, from: usize) -> usize {
+        // Acquire: whoever sees the bit sees the block.
+        first_one(from, |word| self.present[word].load(Ordering::Acquire))
+    }
+}
+
+/// The first bit that is one, from `from` on, in words given by `word`; `LEAF_BLOCKS` if there is none.
+fn first_one(from: usize, word: impl Fn(usize) -> u64) -> usize {
+    let mut mask = u64::MAX << (from % 64);
+    for index in from / 64..WORDS {
+        let bits = word(index) & mask;
+        if bits != 0 {
+            return index * 64 + bits.trailing_zeros() as usize;
+        }
+        mask = u64::MAX;
+    }
+    LEAF_BLOCKS
+}
+
+impl Locked<'_> {
+    // The planes only change under the lock that is held here, so Relaxed reads see the newest values.
+    fn present(&self, word: usize) -> u64 {
+        self.leaf.present[word].load(Ordering::Relaxed)
+    }
+
+    fn zero(&self, word: usize) -> u64 {
+        self.leaf.zero[word].load(Ordering::Relaxed)
+    }
+
+    fn allocated(&self, word: usize) -> u64 {
+        self.present(word) & !self.zero(word)
+    }
+
+    pub(super) fn state(&self, block: usize) -> State {
+        let (word, bit) = (block / 64, 1 << (block % 64));
+        match (self.present(word) & bit != 0, self.zero(word) & bit != 0) {
+            (false, _) => State::Unallocated,
+            (true, false) => State::Allocated,
+            (true, true) => State::Zero,
+        }
+    }
+
+    /// Where the run of `state` that `from` is in ends.
+    fn run_end(&self, from: usize, state: State) -> usize {
+        match state {
+            State::Unallocated => first_one(from, |word| self.present(word)),
+            State::Allocated => first_one(from, |word| !self.allocated(word)),
+            State::Zero => first_one(from, |word| !(self.present(word) & self.zero(word))),
+        }
+    }
+
+    /// How many allocated blocks there are before `block`.
+    fn rank(&self, block: usize) -> usize {
+        let before: u32 = (0..block / 64).map(|word| self.allocated(word).count_ones()).sum();
+        let last = self.allocated(block / 64) & !(u64::MAX << (block % 64));
+        (before + last.count_ones()) as usize
+    }
+
+    /// The slot of a block that is allocated.
+    pub(super) fn slot_mut(&mut self, block: usize) -> Option<&mut Slot> {
+        if self.state(block) != State::Allocated {
+            return None;
+        }
+        let rank = self.rank(block);
+        Some(&mut self.slots[rank])
+    }
+
+    /// Makes `slot` the contents of the block; returns the slot it had.
+    pub(super) fn set_allocated(&mut self, block: usize, slot: Slot) -> Option<Slot> {
+        if let Some(old) = self.slot_mut(block) {
+            return Some(std::mem::replace(old, slot));
+        }
+        let rank = self.rank(block);
+        self.slots.insert(rank, slot);
+        let (word, bit) = (block / 64, 1 << (block % 64));
+        self.leaf.zero[word].fetch_and(!bit, Ordering::Release);
+        self.leaf.present[word].fetch_or(bit, Ordering::Release);
+        None
+    }
+
+    /// Makes the blocks zero; what they held goes to `freed`.
+    pub(super) fn set_zero(&mut self, blocks: Range<usize>, freed: &mut Vec<Slot>) {
+        if blocks.is_empty() {
+            return;
+        }
+        let first = self.rank(blocks.start);
+        let end = if blocks.end == LEAF_BLOCKS { self.slots.len() } else { self.rank(blocks.end) };
+        freed.extend(self.slots.drain(first..end));
+        for word in blocks.start / 64..blocks.end.div_ceil(64) {
+            let low = blocks.start.saturating_sub(word * 64);
+            let high = (blocks.end - word * 64).min(64);
+            let mask = (u64::MAX << low) & (u64::MAX >> (64 - high));
+            self.leaf.zero[word].fetch_or(mask, Ordering::Release);
+            self.leaf.present[word].fetch_or(mask, Ordering::Release);
+        }
+        if self.slots.is_empty() {
+            self.slots.shrink_to_fit();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::Arena;
+
+    fn runs(leaf: &Leaf, within: Range<usize>) -> Vec<(Range<usize>, State, usize)> {
+        let mut all = Vec::new();
+        leaf.for_runs(within, |run, content| {
+            all.push(match content {
+                Content::Unallocated => (run, State::Unallocated, 0),
+                Content::Zero => (run, State::Zero, 0),
+                Content::Allocated(slots) => (run, State::Allocated, slots.len()),
+            });
+        });
+        all
+    }
+
+    #[test]
+    fn slots_are_found_by_counting_bits() {
+        let arena = Arena::reserve(600, 4096).unwrap();
+        let leaf = Leaf::default();
+        for block in [511, 0, 64, 63, 300] {
+            let number = u32::try_from(block).unwrap();
+            assert!(leaf.lock().set_allocated(block, arena.adopt(number)).is_none());
+        }
+        for block in [0, 63, 64, 300, 511] {
+            assert_eq!(leaf.lock().slot_mut(block).unwrap().number() as usize, block);
+        }
+        assert_eq!(leaf.lock().set_allocated(64, arena.adopt(599)).unwrap().number(), 64);
+        assert_eq!(
+            runs(&leaf, 60..66),
+            [(60..63, State::Unallocated, 0), (63..65, State::Allocated, 2), (65..66, State::Unallocated, 0)]
+        );
+    }
+
+    #[test]
+    fn zeroing_frees_and_writing_brings_back() {
+        let arena = Arena::reserve(512, 4096).unwrap();
+        let leaf = Leaf::default();
+        for block in 0..512_u32 {
+            let _ = leaf.lock().set_allocated(block as usize, arena.adopt(block));
+        }
+        let mut freed = Vec::new();
+        leaf.lock().set_zero(10..500, &mut freed);
+        assert_eq!((freed.len(), freed[0].number()), (490, 10));
+        let _ = leaf.lock().set_allocated(100, freed.pop().unwrap());
+        assert_eq!(
+            runs(&leaf, 0..512),
+            [
+                (0..10, State::Allocated, 10),
+                (10..100, State::Zero, 0),
+                (100..101, State::Allocated, 1),
+                (101..500, State::Zero, 0),
+                (500..512, State::Allocated, 12)
+            ]
+        );
+        leaf.lock().set_zero(0..512, &mut freed);
+        assert_eq!(runs(&leaf, 0..512), [(0..512, State::Zero, 0)]);
+        assert_eq!(freed.len(), 489 + 10 + 1 + 12);
+    }
+
+    #[test]
+    fn an_all_zero_leaf_and_an_empty_one_are_one_run() {
+        assert_eq!(runs(&Leaf::all_zero(), 0..512), [(0..512, State::Zero, 0)]);
+        assert_eq!(runs(&Leaf::default(), 3..77), [(3..77, State::Unallocated, 0)]);
+    }
+}

@@ -1,0 +1,423 @@
+//! The private half of a device: the blocks that a session wrote, sparse, in memory.
+//!
+//! ```text
+//!  Overlay   leaf index -> Leaf, only where something was written (or "all zero", which has no leaf)
+//!  Leaf      512 blocks   present  |1101...|   one bit a block: the overlay decides, not the base
+//!                         zero     |0100...|   one bit a block: it decides "reads as zeroes"
+//!                         slots    [s0 s3 ..]  memory of the allocated blocks (present, not zero), in block order
+//!  Pool      slots of block memory, shared by all overlays of a server, wiped when they come back
+//! ```
+//!
+//! A block is *unallocated* (the base shows through), *allocated* (a slot holds it) or *zero*. What an overlay costs
+//! follows from what was written, not from the size of the device.
+//!
+//! # Locking, and the races that are allowed
+//!
+//! The tree is behind a reader-writer lock that is taken for writing only to add a leaf. A leaf's slots are behind its
+//! mutex; its planes change only under that mutex, but are atomic, so that maps and figures can look without it, and
+//! a reader that finds `present` clear may go to the base at once. A write fills its slot first and sets the bit then
+//! (Release; readers: Acquire), so a block is seen whole or not at all. Two first writes to parts of one block meet
+//! in the mutex: the second finds the block allocated. A reader takes handles on the slots under the mutex and looks
+//! at them later; a write in between finds the slot shared and puts a new one in its place, so what was read stays
+//! as it was when it was read. Requests that overlap while both are in flight may be seen in either order.
+
+mod budget;
+mod leaf;
+mod pool;
+
+pub use budget::Budget;
+pub use leaf::State;
+pub use pool::{Magazine, Pool};
+
+use crate::error::ErrorKind;
+use crate::sys::Slot;
+use leaf::{LEAF_BLOCKS, Leaf};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+
+/// The overlay's unit, in bytes: a power of two from 4 KiB to 1 MiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockSize(u32);
+
+impl BlockSize {
+    /// 4 KiB: the page size of most hosts and the block size of most file systems.
+    pub const DEFAULT: Self = Self(4096);
+    /// The smallest.
+    pub const MIN: u32 = 4096;
+    /// The largest.
+    pub const MAX: u32 = 1 << 20;
+
+    /// A block size of `bytes`, if it is a power of two within the limits.
+    #[must_use]
+    pub fn new(bytes: u32) -> Option<Self> {
+        (bytes.is_power_of_two() && (Self::MIN..=Self::MAX).contains(&bytes)).then_some(Self(bytes))
+    }
+
+    /// In bytes.
+    #[must_use]
+    pub fn bytes(self) -> u64 {
+        u64::from(self.0)
+    }
+
+    /// In bytes, as a length in memory.
+    #[must_use]
+    pub fn len(self) -> usize {
+        self.0 as usize
+    }
+
+    /// The block that byte `offset` is in.
+    #[must_use]
+    pub fn index_of(self, offset: u64) -> u64 {
+        offset >> self.0.trailing_zeros()
+    }
+
+    /// Where in its block byte `offset` is.
+    #[must_use]
+    pub fn offset_within(self, offset: u64) -> usize {
+        // Below 1 MiB by construction.
+        (offset & (self.bytes() - 1)) as usize
+    }
+
+    /// Blocks needed for `bytes` bytes.
+    #[must_use]
+    pub fn blocks_for(self, bytes: u64) -> u64 {
+        bytes.div_ceil(self.bytes())
+    }
+}
+
+/// What a run of blocks holds, as far as the overlay knows.
+#[derive(Debug)]
+pub enum Content<'a> {
+    /// The base shows through.
+    Unallocated,
+    /// Zeroes.
+    Zero,
+    /// The memory of each block of the run.
+    Allocated(&'a [Slot]),
+}
+
+/// Error kinds of the data path: cheap to make, as quota and range errors are a client's everyday.
+pub type Outcome<T> = Result<T, ErrorKind>;
+
+/// A node of the tree: a leaf, or nothing for "all of these blocks are zero".
+type Node = Option<Box<Leaf>>;
+type Tree = BTreeMap<u64, Node>;
+
+/// The blocks that one session wrote.
+#[derive(Debug)]
+pub struct Overlay {
+    pool: Arc<Pool>,
+    budget: Budget,
+    blocks: u64,
+    tree: RwLock<Tree>,
+}
+
+fn leaf_of(block: u64) -> u64 {
+    block / LEAF_BLOCKS as u64
+}
+
+/// Splits a range of blocks at the leaves: for each, its index and the blocks within it.
+fn per_leaf(blocks: Range<u64>) -> impl Iterator<Item = (u64, Range<usize>)> {
+    let size = LEAF_BLOCKS as u64;
+    let leaves = if blocks.is_empty() { 0..0 } else { leaf_of(blocks.start)..leaf_of(blocks.end - 1) + 1 };
+    // Within a leaf everything is below 512.
+    let within =
+        move |leaf: u64, block: u64| (block.clamp(leaf * size, (leaf + 1) * size) - leaf * size) as usize;
+    leaves.map(move |leaf| (leaf, within(leaf, blocks.start)..within(leaf, blocks.end)))
+}
+
+impl Overlay {
+    /// An empty overlay for a device of `blocks` blocks, with memory from `pool` within `budget`.
+    #[must_use]
+    pub fn new(blocks: u64, pool: Arc<Pool>, budget: Budget) -> Self {
+        Self { pool, budget, blocks, tree: RwLock::default() }
+    }
+
+    /// The unit.
+    #[must_use]
+    pub fn block_size(&self) -> BlockSize {
+        self.pool.block_size()
+    }
+
+    /// Where its memory comes from.
+    #[must_use]
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// What it may hold and holds.
+    #[must_use]
+    pub fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    fn read_tree(&self) -> RwLockReadGuard<'_, Tree> {
+        // A panic elsewhere leaves the tree whole: every change of it is one insertion.
+        self.tree.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Calls `see` for the runs that make up `blocks`, in order. A run ends at a leaf's end at the latest. While it is
+    /// called for a run with slots, nobody can change these.
+    pub fn for_runs(&self, blocks: Range<u64>, mut see: impl FnMut(Range<u64>, Content<'_>)) {
+        let tree = self.read_tree();
+        for (index, within) in per_leaf(blocks) {
+            let base = index * LEAF_BLOCKS as u64;
+            let absolute = |run: &Range<usize>| base + run.start as u64..base + run.end as u64;
+            match tree.get(&index) {
+                None => see(absolute(&within), Content::Unallocated),
+                Some(None) => see(absolute(&within), Content::Zero),
+                Some(Some(leaf)) => leaf.for_runs(within, |run, content| see(absolute(&run), content)),
+            }
+        }
+    }
+
+    /// The state of one block.
+    #[must_use]
+    pub fn state(&self, block: u64) -> State {
+        let mut state = State::Unallocated;
+        self.for_runs(block..block + 1, |_, content| {
+            state = match content {
+                Content::Unallocated => State::Unallocated,
+                Content::Zero => State::Zero,
+                Content::Allocated(_) => State::Allocated,
+            }
+        });
+        state
+    }
+
+    /// Does something with the leaf `index`, which is made if it is not there.
+    fn with_leaf<R>(&self, index: u64, act: impl FnOnce(&Leaf) -> R) -> Outcome<R> {
+        loop {
+            if let Some(Some(leaf)) = self.read_tree().get(&index) {
+                return Ok(act(leaf));
+            }
+            self.budget.charge_map(Leaf::COST)?;
+            let mut tree = self.tree.write().unwrap_or_else(PoisonError::into_inner);
+            match tree.get_mut(&index) {
+                // Another connection was faster.
+                Some(Some(_)) => self.budget.uncharge_map(Leaf::COST),
+                Some(zeroes) => {
+                    self.budget.uncharge_map(Leaf::ZERO_COST);
+                    *zeroes = Some(Box::new(Leaf::all_zero()));
+                }
+                None => {
+                    tree.insert(index, Some(Box::default()));
+                }
+            }
+        }
+    }
+
+    /// A slot, zeroed, within the budget: for [`Overlay::install`] or [`Overlay::discard`].
+    ///
+    /// # Errors
+    /// `OutOfSpace` when the session's or the server's memory is used up.
+    pub fn allocate(&self, magazine: &mut Magazine) -> Outcome<Slot> {
+        self.budget.charge_data(self.block_size().bytes())?;
+        magazine.allocate().inspect_err(|_| self.budget.uncharge_data(self.block_size().bytes()))
+    }
+
+    /// Gives back a slot of [`Overlay::allocate`] that was not installed.
+    pub fn discard(&self, slot: Slot, magazine: &mut Magazine) {
+        self.budget.uncharge_data(self.block_size().bytes());
+        magazine.release(slot);
+    }
+
+    /// Makes `slot`, filled by the caller, the contents of `block`.
+    ///
+    /// # Errors
+    /// `OutOfSpace` when there is no memory for the map; the slot is given back then.
+    pub fn install(&self, block: u64, slot: Slot, magazine: &mut Magazine) -> Outcome<()> {
+        let mut slot = Some(slot);
+        let result = self.with_leaf(leaf_of(block), |leaf| {
+            slot.take().and_then(|slot| leaf.lock().set_allocated(within_leaf(block), slot))
+        });
+        // Either the slot that was replaced, or the one for which there was no leaf.
+        let left = match &result {
+            Ok(_) => None,
+            Err(_) => slot.take(),
+        };
+        let done = result.map(|replaced| {
+            if let Some(old) = replaced {
+                self.discard(old, magazine);
+            }
+        });
+        if let Some(slot) = left {
+            self.discard(slot, magazine);
+        }
+        done
+    }
+
+    /// Writes whole blocks from `first` on. Blocks of zeroes become zero blocks, which take no memory.
+    ///
+    /// # Errors
+    /// `OutOfSpace`; the blocks before the one that found no memory are written.
+    ///
+    /// # Panics
+    /// If `data` is not a whole number of blocks.
+    pub fn write(&self, first: u64, data: &[u8], magazine: &mut Magazine) -> Outcome<()> {
+        let size = self.block_size().len();
+        assert_eq!(data.len() % size, 0, "only whole blocks");
+        for (block, data) in (first..).zip(data.chunks_exact(size)) {
+            if is_zero(data) {
+                self.set_zero(block..block + 1, magazine)?;
+            } else {
+                self.write_part(block, 0, data, magazine, |_| Ok(()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes `data` at byte `at` of one block. Where the base shows through, `fill` gets the block's memory, zeroed,
+    /// to put the base's bytes there first; it may be called and its work thrown away when another writer was faster.
+    ///
+    /// # Errors
+    /// `OutOfSpace`, or what `fill` says.
+    pub fn write_part(
+        &self,
+        block: u64,
+        at: usize,
+        data: &[u8],
+        magazine: &mut Magazine,
+        fill: impl Fn(&mut [u8]) -> Outcome<()>,
+    ) -> Outcome<()> {
+        let pool = Arc::clone(&self.pool);
+        let arena = pool.arena();
+        let within = within_leaf(block);
+        let put = |slot: &mut Slot| {
+            arena.bytes_mut(slot).map(|bytes| bytes[at..at + data.len()].copy_from_slice(data)).is_some()
+        };
+        // In place, if the block is there and nobody else looks at its slot.
+        let tree = self.read_tree();
+        let mut state = State::Unallocated;
+        if let Some(Some(leaf)) = tree.get(&leaf_of(block)) {
+            let mut leaf = leaf.lock();
+            state = leaf.state(within);
+            if leaf.slot_mut(within).is_some_and(put) {
+                return Ok(());
+            }
+        }
+        drop(tree);
+        // A new slot, filled outside of the locks where that may take time.
+        let mut fresh = self.allocate(magazine)?;
+        if state == State::Unallocated {
+            let filled = arena.bytes_mut(&mut fresh).map_or(Ok(()), &fill);
+            if let Err(error) = filled {
+                self.discard(fresh, magazine);
+                return Err(error);
+            }
+        }
+        let mut fresh = Some(fresh);
+        let result = self.with_leaf(leaf_of(block), |leaf| {
+            let mut leaf = leaf.lock();
+            // Somebody may have been here since: what they wrote is the ground of this write.
+            match (leaf.state(within), leaf.slot_mut(within)) {
+                (State::Allocated, Some(slot)) => {
+                    if put(slot) {
+                        return None;
+                    }
+                    // Shared with a reply in flight: those bytes stay as they were read.
+                    if let Some(bytes) = fresh.as_mut().and_then(|slot| arena.bytes_mut(slot)) {
+                        bytes.copy_from_slice(arena.bytes(slot));
+                    }
+                }
+                (State::Zero, _) if state == State::Unallocated => {
+                    if let Some(bytes) = fresh.as_mut().and_then(|slot| arena.bytes_mut(slot)) {
+                        bytes.fill(0);
+                    }
+                }
+                _ => {}
+            }
+            let mut slot = fresh.take()?;
+            put(&mut slot);
+            leaf.set_allocated(within, slot)
+        });
+        if let Some(unused) = fresh {
+            self.discard(unused, magazine);
+        }
+        if let Some(old) = result? {
+            self.discard(old, magazine);
+        }
+        Ok(())
+    }
+
+    /// Makes `blocks` read as zeroes, and frees what they held.
+    ///
+    /// # Errors
+    /// `OutOfSpace` when there is no memory for the map; the blocks before that are zero.
+    pub fn set_zero(&self, blocks: Range<u64>, magazine: &mut Magazine) -> Outcome<()> {
+        for (index, within) in per_leaf(blocks) {
+            let blocks_here = (self.blocks - index * LEAF_BLOCKS as u64).min(LEAF_BLOCKS as u64);
+            if within.len() as u64 == blocks_here {
+                self.set_leaf_zero(index)?;
+            } else {
+                let mut freed = Vec::new();
+                if !matches!(self.read_tree().get(&index), Some(None)) {
+                    self.with_leaf(index, |leaf| leaf.lock().set_zero(within, &mut freed))?;
+                }
+                self.free(freed, magazine);
+            }
+        }
+        Ok(())
+    }
+
+    fn set_leaf_zero(&self, index: u64) -> Outcome<()> {
+        let mut tree = self.tree.write().unwrap_or_else(PoisonError::into_inner);
+        match tree.get_mut(&index) {
+            Some(node) => {
+                if let Some(leaf) = node.take() {
+                    drop(tree);
+                    self.budget.uncharge_map(Leaf::COST - Leaf::ZERO_COST);
+                    self.free_later(leaf.into_slots());
+                }
+            }
+            None => {
+                self.budget.charge_map(Leaf::ZERO_COST)?;
+                tree.insert(index, None);
+            }
+        }
+        Ok(())
+    }
+
+    fn free(&self, slots: Vec<Slot>, magazine: &mut Magazine) {
+        // So many are wiped while the client waits; more than that would keep other clients waiting.
+        const AT_ONCE: usize = 64;
+        if slots.len() > AT_ONCE {
+            self.free_later(slots);
+        } else {
+            slots.into_iter().for_each(|slot| self.discard(slot, magazine));
+        }
+    }
+
+    fn free_later(&self, slots: Vec<Slot>) {
+        self.budget.uncharge_data(slots.len() as u64 * self.block_size().bytes());
+        self.pool.release_later(slots);
+    }
+}
+
+impl Drop for Overlay {
+    fn drop(&mut self) {
+        let tree = std::mem::take(&mut *self.tree.write().unwrap_or_else(PoisonError::into_inner));
+        for leaf in tree.into_values() {
+            self.budget.uncharge_map(if leaf.is_some() { Leaf::COST } else { Leaf::ZERO_COST });
+            if let Some(leaf) = leaf {
+                self.free_later(leaf.into_slots());
+            }
+        }
+    }
+}
+
+fn within_leaf(block: u64) -> usize {
+    // Below 512.
+    (block % LEAF_BLOCKS as u64) as usize
+}
+
+/// Whether all bytes are zero. Stops at the first that is not, so ordinary data costs one look.
+#[must_use]
+pub fn is_zero(data: &[u8]) -> bool {
+    let (words, rest) = data.as_chunks::<32>();
+    words.iter().all(|chunk| *chunk == [0; 32]) && rest.iter().all(|&byte| byte == 0)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,432 @@
+//! The block memory of a server: carved from large chunks, handed out touched and zeroed, wiped when it comes back.
+//!
+//! ```text
+//!  worker: Magazine (some free slots of its own) <-> Pool: chunks of 2 MiB  <- helper: touches chunks ahead of need,
+//!            allocate, release: no lock               with a bit a slot        wipes what came back in bulk,
+//!                                                                              gives idle chunks back to the system
+//! ```
+//!
+//! The invariant: a slot that is free (in a magazine or marked in a chunk) is zeroed. Slots that came back in bulk
+//! wait, still dirty, for the helper; whoever finds nothing else free wipes some of them instead of failing.
+
+use super::{BlockSize, Outcome};
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::{Arena, Slot};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Bytes in a chunk: a huge page.
+const CHUNK: u32 = 2 << 20;
+/// Slots that a magazine takes at a time, and twice as many as it keeps at most.
+const MAGAZINE: usize = 64;
+/// The most chunks that are kept ready ahead of need.
+const MOST_RESERVE: u32 = 16;
+/// Dirty slots that are wiped in one go, without looking at anything else.
+const WIPE_AT_ONCE: usize = 2048;
+
+/// The block memory of a server.
+#[derive(Debug)]
+pub struct Pool {
+    arena: Arena,
+    block_size: BlockSize,
+    slots_per_chunk: u32,
+    state: Mutex<State>,
+    work: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Chunks that were in use so far.
+    chunks: Vec<Chunk>,
+    /// Those with free slots. Low numbers are used first, so that high ones fall free altogether.
+    available: BTreeSet<u32>,
+    /// Those that the system has back.
+    absent: BTreeSet<u32>,
+    /// Free slots in `available`.
+    free: u64,
+    /// Slots that came back and were not wiped yet.
+    dirty: Vec<u32>,
+    /// Chunks to keep ready ahead of need: grows when need was faster, shrinks when there is none.
+    reserve: u32,
+    /// Slots handed out since the helper last looked.
+    taken: u64,
+    stopping: bool,
+}
+
+#[derive(Debug, Default)]
+struct Chunk {
+    free: u32,
+    bits: [u64; 8],
+}
+
+impl Chunk {
+    fn put(&mut self, index: u32) {
+        let (word, bit) = (index as usize / 64, 1 << (index % 64));
+        debug_assert_eq!(self.bits[word] & bit, 0, "slot freed twice");
+        self.bits[word] |= bit;
+        self.free += 1;
+    }
+
+    fn take(&mut self) -> Option<u32> {
+        let word = self.bits.iter().position(|&bits| bits != 0)?;
+        let bit = self.bits[word].trailing_zeros();
+        self.bits[word] &= self.bits[word] - 1;
+        self.free -= 1;
+        u32::try_from(word * 64).ok().map(|first| first + bit)
+    }
+}
+
+impl Pool {
+    /// A pool for at most `limit` bytes of blocks.
+    ///
+    /// # Errors
+    /// When the address space for it cannot be had.
+    pub fn new(limit: u64, block_size: BlockSize) -> Result<Arc<Self>> {
+        // Blocks that were given back but still wait to be wiped, or are held by a reply that the client does not
+        // read, are in nobody's budget: room for them, so that a session within its budget finds a slot.
+        let slack = limit / 16 + (64 << 20);
+        let slots_per_chunk = CHUNK / u32::try_from(block_size.bytes()).unwrap_or(CHUNK);
+        let chunks = limit.saturating_add(slack).div_ceil(u64::from(CHUNK));
+        let slots = u32::try_from(chunks.saturating_mul(u64::from(slots_per_chunk))).unwrap_or(u32::MAX);
+        let slots = slots - slots % slots_per_chunk;
+        let arena = Arena::reserve(slots, block_size.len()).map_err(|error| {
+            Error::io("Cannot reserve address space for --memory", error)
+                .advise("give a smaller --memory, or raise ulimit -v")
+        })?;
+        let state = State {
+            chunks: Vec::new(),
+            available: BTreeSet::new(),
+            absent: BTreeSet::new(),
+            free: 0,
+            dirty: Vec::new(),
+            reserve: 1,
+            taken: 0,
+            stopping: false,
+        };
+        Ok(Arc::new(Self {
+            arena,
+            block_size,
+            slots_per_chunk,
+            state: Mutex::new(state),
+            work: Condvar::new(),
+        }))
+    }
+
+    /// The unit.
+    #[must_use]
+    pub fn block_size(&self) -> BlockSize {
+        self.block_size
+    }
+
+    /// The memory behind the slots.
+    #[must_use]
+    pub fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every critical section leaves the state whole before anything that could panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fills `slots` with up to `MAGAZINE` free, zeroed slots, lowest last, neighbours side by side.
+    fn take(&self, slots: &mut Vec<u32>) -> Outcome<()> {
+        loop {
+            let mut state = self.lock();
+            let wanted = (MAGAZINE as u64).min(u64::from(self.slots_per_chunk));
+            while (slots.len() as u64) < wanted {
+                let Some(&chunk) = state.available.first() else { break };
+                match state.chunks[chunk as usize].take() {
+                    Some(index) => slots.push(chunk * self.slots_per_chunk + index),
+                    None => {
+                        state.available.remove(&chunk);
+                    }
+                }
+            }
+            if !slots.is_empty() {
+                state.free -= slots.len() as u64;
+                state.taken += slots.len() as u64;
+                if state.free < u64::from(state.reserve) * u64::from(self.slots_per_chunk) / 2 {
+                    self.work.notify_one();
+                }
+                slots.reverse();
+                return Ok(());
+            }
+            if !state.dirty.is_empty() {
+                let at = state.dirty.len().saturating_sub(MAGAZINE);
+                let dirty = state.dirty.split_off(at);
+                drop(state);
+                self.wipe(&dirty);
+                slots.extend(dirty);
+                return Ok(());
+            }
+            // The helper was too slow: touch a chunk here, and have more ready next time.
+            state.reserve = (state.reserve * 2).min(MOST_RESERVE);
+            let Some(chunk) = self.pick_absent(&mut state) else { return Err(ErrorKind::OutOfSpace) };
+            drop(state);
+            self.add_chunk(chunk)?;
+        }
+    }
+
+    /// Takes the lowest chunk that has no memory.
+    fn pick_absent(&self, state: &mut State) -> Option<u32> {
+        if let Some(chunk) = state.absent.pop_first() {
+            return Some(chunk);
+        }
+        let next = u32::try_from(state.chunks.len()).ok()?;
+        if next >= self.arena.slots() / self.slots_per_chunk {
+            return None;
+        }
+        state.chunks.push(Chunk::default());
+        Some(next)
+    }
+
+    /// Gives memory to a chunk that was picked, and makes its slots available.
+    fn add_chunk(&self, chunk: u32) -> Outcome<()> {
+        let touched = self.arena.populate(chunk * self.slots_per_chunk, self.slots_per_chunk);
+        let mut state = self.lock();
+        if touched.is_err() {
+            state.absent.insert(chunk);
+            return Err(ErrorKind::OutOfSpace);
+        }
+        let fresh = &mut state.chunks[chunk as usize];
+        (0..self.slots_per_chunk).for_each(|index| fresh.put(index));
+        state.available.insert(chunk);
+        state.free += u64::from(self.slots_per_chunk);
+        Ok(())
+    }
+
+    /// Takes back wiped slots.
+    fn put(&self, slots: impl Iterator<Item = u32>) {
+        let mut state = self.lock();
+        for slot in slots {
+            let (chunk, index) = (slot / self.slots_per_chunk, slot % self.slots_per_chunk);
+            state.chunks[chunk as usize].put(index);
+            state.available.insert(chunk);
+            state.free += 1;
+        }
+    }
+
+    /// Wipes free slots, neighbours in one go.
+    fn wipe(&self, slots: &[u32]) {
+        for run in slots.chunk_by(|a, b| a.checked_add(1) == Some(*b)) {
+            self.arena.wipe(run[0], u32::try_from(run.len()).unwrap_or(u32::MAX));
+        }
+    }
+
+    /// Takes back many slots, to be wiped by the helper.
+    pub(super) fn release_later(&self, slots: Vec<Slot>) {
+        let dirty: Vec<u32> = slots.into_iter().filter_map(|slot| self.arena.release(slot)).collect();
+        if !dirty.is_empty() {
+            self.lock().dirty.extend(dirty);
+            self.work.notify_one();
+        }
+    }
+
+    /// The helper's life: keeps chunks ready, wipes, gives back, until [`Pool::stop`].
+    pub fn tend(&self) {
+        const TICK: Duration = Duration::from_millis(100);
+        let mut state = self.lock();
+        while !state.stopping {
+            let wanted = u64::from(state.reserve) * u64::from(self.slots_per_chunk);
+            if !state.dirty.is_empty() {
+                let at = state.dirty.len().saturating_sub(WIPE_AT_ONCE);
+                let mut dirty = state.dirty.split_off(at);
+                drop(state);
+                dirty.sort_unstable();
+                self.wipe(&dirty);
+                self.put(dirty.into_iter());
+                state = self.lock();
+            } else if state.free < wanted
+                && let Some(chunk) = self.pick_absent(&mut state)
+            {
+                drop(state);
+                let full = self.add_chunk(chunk).is_err();
+                state = self.lock();
+                if full {
+                    state = self.wait(state, TICK).0;
+                }
+            } else {
+                let timed_out;
+                (state, timed_out) = self.wait(state, TICK);
+                if timed_out {
+                    state = self.give_back(state);
+                }
+            }
+        }
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>, time: Duration) -> (MutexGuard<'a, State>, bool) {
+        let (state, timeout) = self.work.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner);
+        (state, timeout.timed_out())
+    }
+
+    /// A quiet moment: lowers the reserve, and gives chunks beyond it back to the system.
+    fn give_back<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        let per_chunk = u64::from(self.slots_per_chunk);
+        if std::mem::take(&mut state.taken) < u64::from(state.reserve) * per_chunk / 2 {
+            state.reserve = (state.reserve / 2).max(1);
+        }
+        let mut surplus = (state.free / per_chunk).saturating_sub(u64::from(state.reserve));
+        // From the top, as use is from the bottom.
+        let idle: Vec<u32> = state.available.iter().rev().copied().collect();
+        for chunk in idle {
+            if surplus == 0 || state.stopping {
+                break;
+            }
+            if state.chunks[chunk as usize].free < self.slots_per_chunk {
+                continue;
+            }
+            state.available.remove(&chunk);
+            state.chunks[chunk as usize] = Chunk::default();
+            state.free -= per_chunk;
+            drop(state);
+            let given = self.arena.discard(chunk * self.slots_per_chunk, self.slots_per_chunk);
+            state = self.lock();
+            if let Err(error) = given {
+                tracing::warn!(%error, "block memory could not be given back");
+            }
+            state.absent.insert(chunk);
+            surplus -= 1;
+        }
+        state
+    }
+
+    /// Ends [`Pool::tend`].
+    pub fn stop(&self) {
+        self.lock().stopping = true;
+        self.work.notify_all();
+    }
+
+    /// Whether everything that came back in bulk is wiped by now.
+    #[must_use]
+    pub fn is_wiped(&self) -> bool {
+        self.lock().dirty.is_empty()
+    }
+}
+
+/// Some free slots of one thread's own, so that it allocates and releases without a lock.
+#[derive(Debug)]
+pub struct Magazine {
+    pool: Arc<Pool>,
+    // The next to hand out is the last: most recently used, so still in this core's cache.
+    slots: Vec<u32>,
+}
+
+impl Magazine {
+    /// An empty magazine, filled from `pool` as needed.
+    #[must_use]
+    pub fn new(pool: Arc<Pool>) -> Self {
+        Self { pool, slots: Vec::with_capacity(2 * MAGAZINE) }
+    }
+
+    /// A zeroed slot.
+    ///
+    /// # Errors
+    /// `OutOfSpace` when the pool has none left.
+    pub fn allocate(&mut self) -> Outcome<Slot> {
+        if self.slots.is_empty() {
+            self.pool.take(&mut self.slots)?;
+        }
+        let number = self.slots.pop().ok_or(ErrorKind::OutOfSpace)?;
+        Ok(self.pool.arena.adopt(number))
+    }
+
+    /// Gives a handle back; with the last one the slot is wiped and free.
+    pub fn release(&mut self, slot: Slot) {
+        let Some(number) = self.pool.arena.release(slot) else { return };
+        self.pool.arena.wipe(number, 1);
+        if self.slots.len() == 2 * MAGAZINE {
+            self.pool.put(self.slots.drain(..MAGAZINE));
+        }
+        self.slots.push(number);
+    }
+
+    /// Gives all free slots back to the pool, so that idle workers keep no chunk from the system.
+    pub fn flush(&mut self) {
+        if !self.slots.is_empty() {
+            self.pool.put(self.slots.drain(..));
+        }
+    }
+}
+
+impl Drop for Magazine {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn free(pool: &Pool) -> u64 {
+        pool.lock().free
+    }
+
+    fn wait_until(what: &str, condition: impl Fn() -> bool) {
+        let start = std::time::Instant::now();
+        while !condition() {
+            assert!(start.elapsed() < Duration::from_secs(30), "waited in vain for: {what}");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn slots_come_zeroed_and_in_order() {
+        let pool = Pool::new(8 << 20, BlockSize::DEFAULT).unwrap();
+        let mut magazine = Magazine::new(Arc::clone(&pool));
+        let mut first = magazine.allocate().unwrap();
+        let second = magazine.allocate().unwrap();
+        assert_eq!(second.number(), first.number() + 1);
+        pool.arena().bytes_mut(&mut first).unwrap().fill(7);
+        let number = first.number();
+        magazine.release(first);
+        let again = magazine.allocate().unwrap();
+        assert_eq!(again.number(), number);
+        assert!(super::super::is_zero(pool.arena().bytes(&again)));
+        magazine.release(again);
+        magazine.release(second);
+        drop(magazine);
+        assert_eq!(free(&pool), 512);
+    }
+
+    #[test]
+    fn a_full_pool_says_so_and_recovers() {
+        let pool = Pool::new(2 << 20, BlockSize::new(1 << 20).unwrap()).unwrap();
+        let mut magazine = Magazine::new(Arc::clone(&pool));
+        let mut all: Vec<Slot> = std::iter::from_fn(|| magazine.allocate().ok()).collect();
+        assert_eq!(all.len() as u64, u64::from(pool.arena().slots()));
+        assert_eq!(magazine.allocate(), Err(ErrorKind::OutOfSpace));
+        pool.release_later(all.drain(..3).collect());
+        assert!(magazine.allocate().inspect(|_| ()).map(|slot| magazine.release(slot)).is_ok());
+        pool.release_later(all);
+    }
+
+    #[test]
+    fn the_helper_wipes_keeps_ready_and_gives_back() {
+        let pool = Pool::new(64 << 20, BlockSize::DEFAULT).unwrap();
+        let helper = std::thread::spawn({
+            let pool = Arc::clone(&pool);
+            move || pool.tend()
+        });
+        let mut magazine = Magazine::new(Arc::clone(&pool));
+        let mut slots: Vec<Slot> = (0..8192).map(|_| magazine.allocate().unwrap()).collect();
+        for slot in &mut slots {
+            pool.arena().bytes_mut(slot).unwrap().fill(0xaa);
+        }
+        pool.release_later(slots);
+        magazine.flush();
+        wait_until("wiped", || pool.is_wiped());
+        wait_until("given back", || free(&pool) <= 2 * 512);
+        assert!(!pool.lock().absent.is_empty());
+        for _ in 0..8192 {
+            let slot = magazine.allocate().unwrap();
+            assert!(super::super::is_zero(pool.arena().bytes(&slot)));
+            pool.release_later(vec![slot]);
+        }
+        pool.stop();
+        helper.join().unwrap();
+    }
+}

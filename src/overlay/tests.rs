@@ -1,0 +1,170 @@
+//! The overlay as a whole, against what it should hold.
+
+use super::*;
+
+fn overlay(blocks: u64, limit: u64) -> (Overlay, Magazine) {
+    let pool = Pool::new(64 << 20, BlockSize::DEFAULT).unwrap();
+    let magazine = Magazine::new(Arc::clone(&pool));
+    let total = Budget::total(64 << 20);
+    (Overlay::new(blocks, pool, Budget::within(&total, limit)), magazine)
+}
+
+/// The contents of a block, with 0xbb where the base would show through.
+fn contents(overlay: &Overlay, block: u64) -> Vec<u8> {
+    let mut out = Vec::new();
+    overlay.for_runs(block..block + 1, |_, content| {
+        out = match content {
+            Content::Unallocated => vec![0xbb; 4096],
+            Content::Zero => vec![0; 4096],
+            Content::Allocated(slots) => overlay.pool().arena().bytes(&slots[0]).to_vec(),
+        }
+    });
+    out
+}
+
+fn base(memory: &mut [u8]) -> Outcome<()> {
+    memory.fill(0xbb);
+    Ok(())
+}
+
+#[test]
+fn block_sizes_are_powers_of_two_within_limits() {
+    assert_eq!(BlockSize::new(4096), Some(BlockSize::DEFAULT));
+    assert!([0, 512, 4097, 6144, 2 << 20].iter().all(|&bytes| BlockSize::new(bytes).is_none()));
+    let size = BlockSize::new(65536).unwrap();
+    assert_eq!(
+        (size.index_of(131_071), size.offset_within(131_071), size.blocks_for(65_537)),
+        (1, 65_535, 2)
+    );
+}
+
+#[test]
+fn ranges_are_split_at_leaves() {
+    let split: Vec<_> = per_leaf(510..1030).collect();
+    assert_eq!(split, [(0, 510..512), (1, 0..512), (2, 0..6)]);
+    assert_eq!(per_leaf(5..5).count(), 0);
+}
+
+#[test]
+fn what_is_written_is_read_and_neighbours_are_the_base() {
+    let (overlay, mut magazine) = overlay(2000, 1 << 30);
+    overlay.write(700, &[7; 8192], &mut magazine).unwrap();
+    assert_eq!(contents(&overlay, 701), [7; 4096]);
+    assert_eq!((overlay.state(699), overlay.state(702)), (State::Unallocated, State::Unallocated));
+    assert_eq!(overlay.budget().data(), 8192);
+}
+
+#[test]
+fn part_of_a_block_is_merged_with_what_was_there() {
+    let (overlay, mut magazine) = overlay(10, 1 << 30);
+    overlay.write_part(1, 100, &[1; 50], &mut magazine, base).unwrap();
+    overlay.write_part(1, 120, &[2; 10], &mut magazine, base).unwrap();
+    let block = contents(&overlay, 1);
+    assert_eq!(
+        (block[99], block[100], block[119], block[120], block[130], block[150]),
+        (0xbb, 1, 1, 2, 1, 0xbb)
+    );
+    overlay.set_zero(1..2, &mut magazine).unwrap();
+    overlay.write_part(1, 0, &[3], &mut magazine, base).unwrap();
+    assert_eq!(contents(&overlay, 1)[..2], [3, 0]);
+}
+
+#[test]
+fn a_failing_base_leaves_nothing_behind() {
+    let (overlay, mut magazine) = overlay(10, 1 << 30);
+    let failing = |_: &mut [u8]| Err(ErrorKind::Io);
+    assert_eq!(overlay.write_part(1, 0, &[1], &mut magazine, failing), Err(ErrorKind::Io));
+    assert_eq!((overlay.state(1), overlay.budget().data()), (State::Unallocated, 0));
+}
+
+#[test]
+fn zeroes_take_no_memory_and_free_it() {
+    let (overlay, mut magazine) = overlay(2000, 1 << 30);
+    overlay.write(0, &[0; 4096 * 600], &mut magazine).unwrap();
+    assert_eq!((overlay.budget().data(), overlay.state(599)), (0, State::Zero));
+    overlay.write(0, &[1; 4096 * 600], &mut magazine).unwrap();
+    assert_eq!(overlay.budget().data(), 4096 * 600);
+    overlay.set_zero(1..2000, &mut magazine).unwrap();
+    assert_eq!((overlay.budget().data(), overlay.state(1999)), (4096, State::Zero));
+    assert_eq!(overlay.budget().map(), Leaf::COST + 3 * Leaf::ZERO_COST);
+    overlay.write(1999, &[1; 4096], &mut magazine).unwrap();
+    assert_eq!((overlay.state(1998), contents(&overlay, 1998)), (State::Zero, vec![0; 4096]));
+}
+
+#[test]
+fn a_full_budget_refuses_and_loses_nothing() {
+    let (overlay, mut magazine) = overlay(100, 8192);
+    overlay.write(0, &[1; 8192], &mut magazine).unwrap();
+    assert_eq!(overlay.write(2, &[2; 4096], &mut magazine), Err(ErrorKind::OutOfSpace));
+    assert_eq!((contents(&overlay, 1), overlay.state(2)), (vec![1; 4096], State::Unallocated));
+    overlay.write(1, &[3; 4096], &mut magazine).unwrap();
+    overlay.set_zero(0..1, &mut magazine).unwrap();
+    overlay.write(2, &[2; 4096], &mut magazine).unwrap();
+    assert_eq!((contents(&overlay, 1), contents(&overlay, 2)), (vec![3; 4096], vec![2; 4096]));
+}
+
+#[test]
+fn what_a_reader_holds_stays_as_it_was() {
+    let (overlay, mut magazine) = overlay(10, 1 << 30);
+    overlay.write(3, &[1; 4096], &mut magazine).unwrap();
+    let mut held = None;
+    overlay.for_runs(3..4, |_, content| {
+        let Content::Allocated(slots) = content else { panic!("not allocated") };
+        held = Some(overlay.pool().arena().share(&slots[0]));
+    });
+    let held = held.unwrap();
+    overlay.write_part(3, 5, &[2; 10], &mut magazine, base).unwrap();
+    assert_eq!(contents(&overlay, 3)[4..16], [1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 1]);
+    overlay.set_zero(0..10, &mut magazine).unwrap();
+    assert_eq!(overlay.pool().arena().bytes(&held), [1; 4096]);
+    assert_eq!(overlay.budget().data(), 0);
+    magazine.release(held);
+}
+
+#[test]
+fn an_installed_slot_replaces_the_old_one() {
+    let (overlay, mut magazine) = overlay(10, 1 << 30);
+    for value in [5, 6] {
+        let mut slot = overlay.allocate(&mut magazine).unwrap();
+        overlay.pool().arena().bytes_mut(&mut slot).unwrap().fill(value);
+        overlay.install(9, slot, &mut magazine).unwrap();
+    }
+    assert_eq!((contents(&overlay, 9), overlay.budget().data()), (vec![6; 4096], 4096));
+}
+
+#[test]
+fn an_overlay_that_ends_gives_everything_back() {
+    let (overlay, mut magazine) = overlay(2000, 1 << 30);
+    overlay.write(5, &[1; 4096 * 1000], &mut magazine).unwrap();
+    let pool = Arc::clone(overlay.pool());
+    drop(overlay);
+    assert!(!pool.is_wiped());
+}
+
+/// First writes to parts of one block from several threads at once: nbd-server's copy-on-write loses some of them.
+#[test]
+fn first_writes_to_one_block_from_many_threads_all_land() {
+    const THREADS: usize = 4;
+    let (overlay, _) = overlay(512, 1 << 30);
+    for block in 0..256 {
+        let barrier = std::sync::Barrier::new(THREADS);
+        std::thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let (overlay, barrier) = (&overlay, &barrier);
+                scope.spawn(move || {
+                    let mut magazine = Magazine::new(Arc::clone(overlay.pool()));
+                    let value = u8::try_from(thread + 1).unwrap();
+                    barrier.wait();
+                    overlay.write_part(block, thread * 1024, &[value; 512], &mut magazine, base).unwrap();
+                });
+            }
+        });
+        let got = contents(&overlay, block);
+        for thread in 0..THREADS {
+            let at = thread * 1024;
+            assert!(got[at..at + 512].iter().all(|&byte| usize::from(byte) == thread + 1), "block {block}");
+            assert!(got[at + 512..at + 1024].iter().all(|&byte| byte == 0xbb), "block {block}");
+        }
+    }
+    assert_eq!(overlay.budget().data(), 256 * 4096);
+}

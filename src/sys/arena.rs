@@ -1,0 +1,305 @@
+//! Block memory: one reserved address range, cut into equal slots that are owned like an `Arc`.
+//!
+//! ```text
+//!  reserved, touched chunk by chunk       |slot 0|slot 1| ... |slot 511|slot 512| ...
+//!  reference counts, one u32 a slot       |   1  |   0  | ... |    3   |    1   | ...
+//! ```
+//!
+//! Address space is reserved once, for the whole budget, so a slot is a number and its address is arithmetic: four
+//! bytes in an overlay's map instead of a pointer.
+//!
+//! # Safety
+//!
+//! Keeps invariant 2 of the [parent](super). A [`Slot`] is made by [`Arena::adopt`] only, for a number whose count
+//! was 0, and is neither `Copy` nor `Clone`: [`Arena::share`] is the only way to a second handle and raises the count
+//! first. `&Slot` gives `&[u8]`; `&mut Slot` gives `&mut [u8]` only while the count is 1, when no other handle exists
+//! that could be read through or shared. A slot must be used with the arena that made it: the overlay and the
+//! transmission, the only users, each know of one arena per server.
+
+use memmap2::{Advice, MmapOptions, MmapRaw, UncheckedAdvice};
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// One counted handle on the memory of one slot. Not released by dropping: hand it to [`Arena::release`].
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[must_use = "a slot that is dropped instead of released is lost to the arena"]
+pub struct Slot(u32);
+
+impl Slot {
+    /// The slot's number: neighbours in number are neighbours in memory.
+    #[must_use]
+    pub fn number(&self) -> u32 {
+        self.0
+    }
+}
+
+/// Handles on slots that are neighbours in memory, so that their bytes are one piece.
+#[derive(Debug)]
+#[must_use = "slots that are dropped instead of released are lost to the arena"]
+pub struct SlotRun {
+    first: Slot,
+    count: u32,
+}
+
+impl SlotRun {
+    /// A run of one.
+    pub fn new(slot: Slot) -> Self {
+        Self { first: slot, count: 1 }
+    }
+
+    /// The number of the slot that would extend the run.
+    #[must_use]
+    pub fn next_number(&self) -> u32 {
+        self.first.0 + self.count
+    }
+
+    /// Takes the slot into the run if it is the next neighbour, else gives it back.
+    ///
+    /// # Errors
+    /// The slot itself, when it lies elsewhere.
+    pub fn extend(&mut self, slot: Slot) -> Result<(), Slot> {
+        if slot.0 != self.next_number() {
+            return Err(slot);
+        }
+        self.count += 1;
+        Ok(())
+    }
+
+    /// The handles, one by one.
+    pub fn into_slots(self) -> impl Iterator<Item = Slot> {
+        (self.first.0..self.first.0 + self.count).map(Slot)
+    }
+}
+
+/// Reserved memory for blocks, and the reference count of each.
+#[derive(Debug)]
+pub struct Arena {
+    memory: MmapRaw,
+    // Bytes from the start of the mapping to the first slot, so that chunks are aligned for huge pages.
+    lead: usize,
+    counts: MmapRaw,
+    slot_size: usize,
+    slots: u32,
+}
+
+/// Alignment of the first slot: the size of a huge page on x86-64 and, with 4 KiB pages, on arm64.
+const ALIGNMENT: usize = 2 << 20;
+
+impl Arena {
+    /// Reserves address space, not memory, for `slots` slots of `slot_size` bytes.
+    ///
+    /// # Errors
+    /// What `mmap(2)` says when the address space is full or limited.
+    pub fn reserve(slots: u32, slot_size: usize) -> io::Result<Self> {
+        let too_large = || io::Error::from(io::ErrorKind::OutOfMemory);
+        let count = usize::try_from(slots).map_err(|_| too_large())?.max(1);
+        let bytes =
+            count.checked_mul(slot_size).and_then(|n| n.checked_add(ALIGNMENT)).ok_or_else(too_large)?;
+        let memory = MmapRaw::from(MmapOptions::new().len(bytes).no_reserve_swap().map_anon()?);
+        // Neither a core file nor a child process may hold what sessions wrote.
+        memory.advise(Advice::DontDump)?;
+        memory.advise(Advice::DontFork)?;
+        // Not every kernel has huge pages; without them there are more page faults, on a helper thread.
+        let _ = memory.advise(Advice::HugePage);
+        let lead = memory.as_ptr().align_offset(ALIGNMENT);
+        let counts = MmapOptions::new().len(count * size_of::<AtomicU32>()).no_reserve_swap().map_anon()?;
+        Ok(Self { memory, lead, counts: counts.into(), slot_size, slots })
+    }
+
+    /// Bytes in a slot.
+    #[must_use]
+    pub fn slot_size(&self) -> usize {
+        self.slot_size
+    }
+
+    /// Slots in the arena.
+    #[must_use]
+    pub fn slots(&self) -> u32 {
+        self.slots
+    }
+
+    fn count(&self, number: u32) -> &AtomicU32 {
+        assert!(number < self.slots, "slot outside the arena");
+        let address = self.counts.as_ptr().cast::<AtomicU32>().wrapping_add(number as usize);
+        // SAFETY: `counts` has one aligned, zero-initialised u32 for every number below `slots` (just checked), lives
+        // as long as `self`, and is reached through this function only, so always as an atomic.
+        unsafe { &*address }
+    }
+
+    fn address(&self, number: u32) -> *mut u8 {
+        self.memory.as_mut_ptr().wrapping_add(self.lead + number as usize * self.slot_size)
+    }
+
+    /// Makes the first handle of a free slot.
+    ///
+    /// # Panics
+    /// If a handle of it exists already.
+    pub fn adopt(&self, number: u32) -> Slot {
+        let taken = self.count(number).swap(1, Ordering::Relaxed);
+        assert_eq!(taken, 0, "slot adopted twice");
+        Slot(number)
+    }
+
+    /// A second handle on the same memory.
+    pub fn share(&self, slot: &Slot) -> Slot {
+        // As for `Arc`: a new handle can only come from an existing one, so no ordering is needed.
+        let before = self.count(slot.0).fetch_add(1, Ordering::Relaxed);
+        assert!(before < u32::MAX / 2, "too many handles on one slot");
+        Slot(slot.0)
+    }
+
+    /// Gives a handle back; returns the slot's number if it was the last one, whose memory is then the caller's to
+    /// wipe and to adopt again.
+    #[must_use]
+    pub fn release(&self, slot: Slot) -> Option<u32> {
+        let count = self.count(slot.0);
+        // As for `Arc`: the last holder must see every write that was made through the others.
+        if count.fetch_sub(1, Ordering::Release) == 1 {
+            std::sync::atomic::fence(Ordering::Acquire);
+            Some(slot.0)
+        } else {
+            None
+        }
+    }
+
+    /// Whether this is the only handle on its memory.
+    #[must_use]
+    pub fn is_unique(&self, slot: &mut Slot) -> bool {
+        self.count(slot.0).load(Ordering::Acquire) == 1
+    }
+
+    /// The slot's bytes.
+    #[must_use]
+    pub fn bytes<'a>(&'a self, slot: &'a Slot) -> &'a [u8] {
+        self.borrow(slot, 1)
+    }
+
+    /// The bytes of a run of slots, in one piece.
+    #[must_use]
+    pub fn run_bytes<'a>(&'a self, run: &'a SlotRun) -> &'a [u8] {
+        self.borrow(&run.first, run.count)
+    }
+
+    /// The bytes of `count` slots from `first` on, on all of which the caller holds handles for `'a`.
+    fn borrow<'a>(&'a self, first: &'a Slot, count: u32) -> &'a [u8] {
+        assert!(count > 0 && count <= self.slots - first.0, "slots outside the arena");
+        let len = self.slot_size * count as usize;
+        // SAFETY: the range lies in `memory` (just checked), which is initialised (anonymous memory is zeroes) and
+        // lives as long as `self`. While the caller holds handles on these slots nobody has `&mut` to them: that
+        // takes a count of 1 and the one handle by exclusive reference.
+        unsafe { std::slice::from_raw_parts(self.address(first.0), len) }
+    }
+
+    /// The slot's bytes, to write, if no other handle on them exists.
+    #[must_use]
+    pub fn bytes_mut<'a>(&'a self, slot: &'a mut Slot) -> Option<&'a mut [u8]> {
+        if !self.is_unique(slot) {
+            return None;
+        }
+        // SAFETY: in bounds and initialised as in `borrow`. The count is 1 and `slot`, the one handle, is borrowed
+        // exclusively for the result's life, so nobody else can read these bytes or make a handle to.
+        Some(unsafe { std::slice::from_raw_parts_mut(self.address(slot.0), self.slot_size) })
+    }
+
+    /// Brings the memory of `count` free slots from `first` on into existence, so that first writes do not fault.
+    ///
+    /// # Errors
+    /// `ENOMEM` when the system has no memory left.
+    pub fn populate(&self, first: u32, count: u32) -> io::Result<()> {
+        let (offset, len) = self.extent(first, count);
+        self.memory.advise_range(Advice::PopulateWrite, offset, len)
+    }
+
+    /// Gives the memory of `count` free slots from `first` on back to the system; they read as zeroes afterwards.
+    ///
+    /// # Errors
+    /// What `madvise(2)` says.
+    ///
+    /// # Panics
+    /// If a handle on one of them exists.
+    pub fn discard(&self, first: u32, count: u32) -> io::Result<()> {
+        let (offset, len) = self.extent(first, count);
+        let free = (first..first + count).all(|number| self.count(number).load(Ordering::Acquire) == 0);
+        assert!(free, "memory of a slot in use given back");
+        // SAFETY: no handle on these slots exists (just checked; the pool, which calls this, is the only one that
+        // adopts them, and does not do both at once), so no reference to the bytes does either.
+        unsafe { self.memory.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, len) }
+    }
+
+    /// Overwrites `count` free slots from `first` on with zeroes.
+    ///
+    /// # Panics
+    /// If a handle on one of them exists.
+    pub fn wipe(&self, first: u32, count: u32) {
+        let (_, len) = self.extent(first, count);
+        let free = (first..first + count).all(|number| self.count(number).load(Ordering::Acquire) == 0);
+        assert!(free, "a slot in use wiped");
+        // SAFETY: in bounds, and free as in `discard`. The compiler cannot drop the write: the memory is a mapping
+        // that it knows nothing about.
+        unsafe { self.address(first).write_bytes(0, len) }
+    }
+
+    fn extent(&self, first: u32, count: u32) -> (usize, usize) {
+        assert!(first <= self.slots && count <= self.slots - first, "slots outside the arena");
+        (self.lead + first as usize * self.slot_size, count as usize * self.slot_size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_is_writable_through_its_only_handle() {
+        let arena = Arena::reserve(4, 4096).unwrap();
+        let mut slot = arena.adopt(2);
+        arena.bytes_mut(&mut slot).unwrap()[7] = 9;
+        let other = arena.share(&slot);
+        assert!(arena.bytes_mut(&mut slot).is_none());
+        assert_eq!(arena.bytes(&other)[7], 9);
+        assert_eq!(arena.release(other), None);
+        assert!(arena.bytes_mut(&mut slot).is_some());
+        assert_eq!(arena.release(slot), Some(2));
+    }
+
+    #[test]
+    fn wiped_and_discarded_slots_read_as_zeroes() {
+        let arena = Arena::reserve(1024, 4096).unwrap();
+        arena.populate(0, 512).unwrap();
+        for (number, discard) in [(0, false), (1, true)] {
+            let mut slot = arena.adopt(number);
+            arena.bytes_mut(&mut slot).unwrap().fill(0xff);
+            let number = arena.release(slot).unwrap();
+            if discard {
+                arena.discard(number, 1).unwrap()
+            } else {
+                arena.wipe(number, 1)
+            }
+            let slot = arena.adopt(number);
+            assert!(arena.bytes(&slot).iter().all(|&byte| byte == 0));
+            let _ = arena.release(slot);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "adopted twice")]
+    fn a_slot_in_use_cannot_be_adopted() {
+        let arena = Arena::reserve(1, 4096).unwrap();
+        let _slot = arena.adopt(0);
+        let _ = arena.adopt(0);
+    }
+
+    #[test]
+    #[should_panic(expected = "in use wiped")]
+    fn a_slot_in_use_cannot_be_wiped() {
+        let arena = Arena::reserve(1, 4096).unwrap();
+        let _slot = arena.adopt(0);
+        arena.wipe(0, 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "outside the arena")]
+    fn a_number_outside_the_arena_is_refused() {
+        let _ = Arena::reserve(1, 4096).unwrap().adopt(1);
+    }
+}

@@ -1,0 +1,22 @@
+//! The only rooms with `unsafe` in them: memory that somebody else may change, and the calls that move it.
+//!
+//! # Safety
+//!
+//! Three invariants carry everything here; each file's front page says which of them it keeps.
+//!
+//! 1. **The base is the kernel's to read.** A file mapping may change or shrink under us at any moment, so no Rust
+//!    reference to its bytes ever exists: a [`KernelSpan`] is an address and a length that only a system call reads.
+//!    A page that cannot be had makes the call fail (`EFAULT`), never the process (`SIGBUS`).
+//! 2. **A slot is owned like an `Arc`.** The bytes of an [`Arena`] slot are reachable through [`Slot`] handles only,
+//!    shared while several handles exist, mutable while exactly one does.
+//! 3. **A span lives no longer than what it points into**; the borrow checker keeps that, through its lifetime.
+#![allow(unsafe_code)]
+
+mod arena;
+mod mapping;
+pub mod peer;
+mod span;
+
+pub use arena::{Arena, Slot, SlotRun};
+pub use mapping::Mapping;
+pub use span::{KernelSpan, KernelSpanMut, MAX_SPANS, receive, send};
