@@ -4,11 +4,12 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use hdrhistogram::Histogram;
+use memdev::proto::{Command, CommandFlags, Cookie, Request};
 use rustix::net::{self, RecvFlags, SendAncillaryBuffer, SendFlags};
 
 use crate::pattern::Source;
+use crate::replies::{Awaited, Replies};
 use crate::target::Connection;
-use crate::wire::{self, Awaited, Command, REQUEST_SIZE, Replies};
 
 /// The kernel's limit of parts a send (`UIO_MAXIOV`).
 const MAX_PARTS: usize = 1024;
@@ -48,6 +49,11 @@ impl Tally {
     }
 }
 
+/// The bytes of a request without flags.
+fn request(command: Command, cookie: u64, offset: u64, length: u32) -> [u8; Request::SIZE] {
+    Request { flags: CommandFlags::NONE, command, cookie: Cookie(cookie), offset, length }.encode()
+}
+
 /// A request in flight, or a place for one.
 #[derive(Clone, Copy, Debug, Default)]
 struct Slot {
@@ -75,13 +81,13 @@ struct Arrivals<'a> {
 }
 
 impl Awaited for Arrivals<'_> {
-    fn payload(&self, cookie: u64) -> Option<u32> {
-        let slot = self.slots.slots.get(usize::try_from(cookie).ok()?)?;
+    fn payload(&self, cookie: Cookie) -> Option<u32> {
+        let slot = self.slots.slots.get(usize::try_from(cookie.0).ok()?)?;
         slot.busy.then_some(slot.payload)
     }
 
-    fn done(&mut self, cookie: u64, failed: bool) {
-        let index = u32::try_from(cookie).expect("a cookie that was found");
+    fn done(&mut self, cookie: Cookie, failed: bool) {
+        let index = u32::try_from(cookie.0).expect("a cookie that was found");
         let slot = &mut self.slots.slots[index as usize];
         slot.busy = false;
         self.slots.free.push(index);
@@ -109,7 +115,7 @@ impl Outgoing {
         self.first == self.payloads.len()
     }
 
-    fn push(&mut self, header: &[u8; REQUEST_SIZE], payload: u32) {
+    fn push(&mut self, header: &[u8; Request::SIZE], payload: u32) {
         self.headers.extend_from_slice(header);
         self.payloads.push(payload);
     }
@@ -118,7 +124,7 @@ impl Outgoing {
     fn send(&mut self, stream: BorrowedFd<'_>, noise: &[u8]) -> io::Result<()> {
         while !self.is_empty() {
             let taken = if self.payloads[self.first..].iter().all(|&length| length == 0) {
-                let start = self.first * REQUEST_SIZE + self.sent;
+                let start = self.first * Request::SIZE + self.sent;
                 net::send(stream, &self.headers[start..], SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
             } else {
                 self.send_parts(stream, noise)
@@ -140,7 +146,8 @@ impl Outgoing {
         let waiting = &self.payloads[self.first..];
         let mut parts = Vec::with_capacity((waiting.len() * 2).min(MAX_PARTS));
         let mut skip = self.sent;
-        for (header, &payload) in self.headers[self.first * REQUEST_SIZE..].chunks(REQUEST_SIZE).zip(waiting)
+        for (header, &payload) in
+            self.headers[self.first * Request::SIZE..].chunks(Request::SIZE).zip(waiting)
         {
             if parts.len() + 2 > MAX_PARTS {
                 break;
@@ -160,7 +167,7 @@ impl Outgoing {
     fn advance(&mut self, taken: usize) {
         self.sent += taken;
         while let Some(&payload) = self.payloads.get(self.first) {
-            let whole = REQUEST_SIZE + payload as usize;
+            let whole = Request::SIZE + payload as usize;
             if self.sent < whole {
                 break;
             }
@@ -234,7 +241,7 @@ impl Lane {
             let answer = if command == Command::Read { length } else { 0 };
             let payload = if command == Command::Write { length } else { 0 };
             self.slots.slots[index as usize] = Slot { busy: true, sent: now, length, payload: answer };
-            self.outgoing.push(&wire::request(command, u64::from(index), offset, length), payload);
+            self.outgoing.push(&request(command, u64::from(index), offset, length), payload);
         }
         self.send(noise)
     }
@@ -273,7 +280,7 @@ impl Lane {
 
     /// Says goodbye, as the protocol asks; the close follows when the lane is dropped.
     pub(crate) fn disconnect(&self) {
-        let bye = wire::request(Command::Disc, 0, 0, 0);
+        let bye = request(Command::Disc, 0, 0, 0);
         let _ = net::send(self.connection.stream.as_fd(), &bye, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
     }
 }
@@ -289,14 +296,14 @@ mod tests {
         let (here, mut there) = UnixStream::pair().unwrap();
         there.set_nonblocking(true).unwrap();
         let noise: Vec<u8> = (0..=255).cycle().take(100_000).collect();
-        let (mut outgoing, mut want) = (Outgoing::default(), Vec::new());
+        let (mut outgoing, mut want): (_, Vec<u8>) = (Outgoing::default(), Vec::new());
         for (cookie, payload) in [(1, 100_000), (2, 0), (3, 77_777), (4, 99_999), (5, 1)] {
-            let header = wire::request(Command::Write, cookie, 0, payload);
+            let header = request(Command::Write, cookie, 0, payload);
             outgoing.push(&header, payload);
             want.extend(header);
             want.extend(&noise[..payload as usize]);
         }
-        let (mut got, mut part) = (Vec::new(), [0; 10_007]);
+        let (mut got, mut part): (Vec<u8>, _) = (Vec::new(), [0; 10_007]);
         while got.len() < want.len() {
             outgoing.send(here.as_fd(), &noise).unwrap();
             if let Ok(length) = there.read(&mut part) {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::wire::Command;
+use memdev::proto::Command;
 
 /// The kinds of load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,25 +1,23 @@
 //! The image that the ceiling serves, and the one call that sends from it.
 
 use std::fs::File;
-use std::io::{self, IoSlice, Read};
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
+use memdev::proto::SIMPLE_REPLY_SIZE;
+use memdev::sys::{KernelSpan, MAX_SPANS, Mapping, send};
 
-/// The kernel's limit of parts a send (`UIO_MAXIOV`).
-const MAX_PARTS: usize = 1024;
-
-/// The bytes of an image, where a send can take them from.
+/// A mapped image, which only the kernel reads.
 #[derive(Debug)]
 pub(super) struct Image {
-    bytes: Vec<u8>,
+    mapping: Mapping,
 }
 
 /// A reply that waits to be sent: a header, and the range of the image behind it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Reply {
-    pub(super) header: [u8; 16],
+    pub(super) header: [u8; SIMPLE_REPLY_SIZE],
     pub(super) offset: usize,
     pub(super) length: usize,
 }
@@ -33,19 +31,19 @@ impl Reply {
 
 impl Image {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        let mut bytes = Vec::new();
-        File::open(path)?.read_to_end(&mut bytes)?;
-        Ok(Self { bytes })
+        let file = File::open(path)?;
+        let size = file.metadata()?.len();
+        Ok(Self { mapping: Mapping::new(&file, size)? })
     }
 
     /// In bytes.
     pub(super) fn size(&self) -> u64 {
-        self.bytes.len() as u64
+        self.mapping.len() as u64
     }
 
     /// Whether `length` bytes from `offset` on lie inside.
     pub(super) fn holds(&self, offset: usize, length: usize) -> bool {
-        offset.checked_add(length).is_some_and(|end| end <= self.bytes.len())
+        offset.checked_add(length).is_some_and(|end| end <= self.mapping.len())
     }
 
     /// Sends `replies` from byte `skip` of the first one on, as much as the socket takes; returns how much it took.
@@ -54,18 +52,17 @@ impl Image {
         stream: BorrowedFd<'_>,
         replies: &[Reply],
         mut skip: usize,
-    ) -> rustix::io::Result<usize> {
-        let mut parts = Vec::with_capacity((replies.len() * 2).min(MAX_PARTS));
-        for reply in replies.iter().take(MAX_PARTS / 2) {
-            for part in [&reply.header[..], &self.bytes[reply.offset..reply.offset + reply.length]] {
-                let skipped = skip.min(part.len());
+    ) -> io::Result<usize> {
+        let mut spans = Vec::with_capacity((replies.len() * 2).min(MAX_SPANS));
+        for reply in replies.iter().take(MAX_SPANS / 2) {
+            for span in [KernelSpan::new(&reply.header), self.mapping.span(reply.offset, reply.length)] {
+                let skipped = skip.min(span.len());
                 skip -= skipped;
-                if skipped < part.len() {
-                    parts.push(IoSlice::new(&part[skipped..]));
+                if skipped < span.len() {
+                    spans.push(span.skip(skipped));
                 }
             }
         }
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        sendmsg(stream, &parts, &mut SendAncillaryBuffer::default(), flags)
+        send(stream, &spans)
     }
 }

@@ -10,13 +10,11 @@ mod image;
 mod worker;
 
 use std::io;
-use std::net::TcpListener;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
-use memdev::{Error, ErrorKind, Result};
-use rustix::net::sockopt;
+use memdev::net::Listener;
+use memdev::{Error, Result};
+use rustix::event::{PollFd, PollFlags, poll};
 
 use self::image::Image;
 use self::worker::Worker;
@@ -31,44 +29,24 @@ pub(crate) fn serve(args: &Ceiling) -> Result<()> {
         .map(|_| Worker::start(Arc::clone(&image)))
         .collect::<io::Result<Vec<_>>>()
         .map_err(|e| Error::io("Cannot start a worker", e))?;
-    let accept = listen(args)?;
-    for (worker, number) in workers.iter().cycle().zip(0..) {
-        let stream = accept().map_err(|e| Error::io("Cannot accept a connection", e))?;
+    let listener = Listener::bind(&args.place.address()?)?;
+    eprintln!("listening on {}", listener.uri());
+    accept(&listener, &image, &workers)
+        .map_err(|e| Error::io("Cannot accept a connection on", e).on(listener.uri()))
+}
+
+fn accept(listener: &Listener, image: &Image, workers: &[Worker]) -> io::Result<()> {
+    let mut turns = workers.iter().cycle().zip(0..);
+    loop {
+        let Some(stream) = listener.accept()? else {
+            poll(&mut [PollFd::new(listener, PollFlags::IN)], None)?;
+            continue;
+        };
         // A client that does not get through its handshake is its own problem.
-        if let Ok(stream) = greet::greet(stream, image.size()) {
-            worker.adopt(number, stream).map_err(|e| Error::io("Cannot watch a connection", e))?;
+        if greet::greet(&stream, image.size()).is_ok()
+            && let Some((worker, number)) = turns.next()
+        {
+            worker.adopt(number, stream)?;
         }
     }
-    Ok(())
-}
-
-/// A listener as a function that waits for the next connection.
-type Accept = Box<dyn Fn() -> io::Result<OwnedFd>>;
-
-fn listen(args: &Ceiling) -> Result<Accept> {
-    match (&args.address.unix, &args.address.tcp) {
-        (Some(path), _) => {
-            let listener =
-                UnixListener::bind(path).map_err(|e| Error::io("Cannot listen on", e).on_path(path))?;
-            eprintln!("listening on {}", path.display());
-            Ok(Box::new(move || widen(listener.accept()?.0.into())))
-        }
-        (None, Some(address)) => {
-            let listener =
-                TcpListener::bind(address).map_err(|e| Error::io("Cannot listen on", e).on(address))?;
-            eprintln!("listening on {address}");
-            Ok(Box::new(move || {
-                let stream = listener.accept()?.0;
-                stream.set_nodelay(true)?;
-                widen(stream.into())
-            }))
-        }
-        (None, None) => Err(Error::new(ErrorKind::Invalid, "Neither --unix nor --tcp was given")),
-    }
-}
-
-/// Makes room for a whole batch of replies in one send; best effort, the system may cap it.
-fn widen(stream: OwnedFd) -> io::Result<OwnedFd> {
-    let _ = sockopt::set_socket_send_buffer_size(&stream, 2 << 20);
-    Ok(stream)
 }

@@ -7,29 +7,23 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
+use memdev::net::Stream;
+use memdev::proto::{Command, Request, simple_reply};
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::net::{RecvFlags, recv};
 
 use super::image::{Image, Reply};
-use crate::wire::{u32_at, u64_at};
 
 /// One receive takes at most this much.
 const RECEIVE: usize = 256 << 10;
 /// How long a loop that was idle for less than this polls before it sleeps.
 const POLL: Duration = Duration::from_micros(100);
 
-const REQUEST_SIZE: usize = 28;
-const REQUEST_MAGIC: u32 = 0x2560_9513;
-const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
-const READ: u16 = 0;
-const WRITE: u16 = 1;
-const DISC: u16 = 2;
-
 /// A handle on a running event loop.
 pub(super) struct Worker {
     epoll: Arc<OwnedFd>,
-    inbox: Sender<(u64, Arc<OwnedFd>)>,
+    inbox: Sender<(u64, Arc<Stream>)>,
 }
 
 impl Worker {
@@ -48,7 +42,7 @@ impl Worker {
     }
 
     /// Gives the loop a connection in its transmission phase, under a number that no other one has.
-    pub(super) fn adopt(&self, number: u64, stream: OwnedFd) -> io::Result<()> {
+    pub(super) fn adopt(&self, number: u64, stream: Stream) -> io::Result<()> {
         let stream = Arc::new(stream);
         // The loop looks into the inbox at the first event whose number it does not know, so the stream must lie
         // there before there can be an event.
@@ -61,7 +55,7 @@ impl Worker {
 struct Loop {
     image: Arc<Image>,
     epoll: Arc<OwnedFd>,
-    streams: Receiver<(u64, Arc<OwnedFd>)>,
+    streams: Receiver<(u64, Arc<Stream>)>,
     connections: HashMap<u64, Connection>,
 }
 
@@ -116,9 +110,9 @@ const NOW: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 struct Over;
 
 struct Connection {
-    stream: Arc<OwnedFd>,
+    stream: Arc<Stream>,
     /// The start of a request whose rest has not arrived.
-    carry: [u8; REQUEST_SIZE],
+    carry: [u8; Request::SIZE],
     carried: usize,
     /// Bytes of a write's payload still to be dropped.
     dropping: usize,
@@ -131,10 +125,10 @@ struct Connection {
 }
 
 impl Connection {
-    fn new(stream: Arc<OwnedFd>) -> Self {
+    fn new(stream: Arc<Stream>) -> Self {
         Self {
             stream,
-            carry: [0; REQUEST_SIZE],
+            carry: [0; Request::SIZE],
             carried: 0,
             dropping: 0,
             dropped: None,
@@ -180,20 +174,15 @@ impl Connection {
     }
 
     /// Queues the answer, that of a write for when its payload has been dropped.
-    fn answer(&mut self, request: &[u8; REQUEST_SIZE], image: &Image) -> Result<(), Over> {
-        let command = u16::from_be_bytes([request[6], request[7]]);
-        if u32_at(request, 0) != REQUEST_MAGIC || command == DISC {
-            return Err(Over);
-        }
-        let offset = usize::try_from(u64_at(request, 16)).map_err(|_| Over)?;
-        let length = u32_at(request, 24) as usize;
-        let mut reply = Reply { header: [0; 16], offset: 0, length: 0 };
-        reply.header[0..4].copy_from_slice(&SIMPLE_REPLY_MAGIC.to_be_bytes());
-        reply.header[8..16].copy_from_slice(&request[8..16]);
-        match command {
-            READ if image.holds(offset, length) => (reply.offset, reply.length) = (offset, length),
-            READ => return Err(Over),
-            WRITE => {
+    fn answer(&mut self, request: &[u8; Request::SIZE], image: &Image) -> Result<(), Over> {
+        let request = Request::parse(request).map_err(|_| Over)?;
+        let offset = usize::try_from(request.offset).map_err(|_| Over)?;
+        let length = request.length as usize;
+        let mut reply = Reply { header: simple_reply(None, request.cookie), offset: 0, length: 0 };
+        match request.command {
+            Command::Read if image.holds(offset, length) => (reply.offset, reply.length) = (offset, length),
+            Command::Read | Command::Disc => return Err(Over),
+            Command::Write => {
                 self.dropping = length;
                 self.dropped = Some(reply);
                 return Ok(());
@@ -209,8 +198,8 @@ impl Connection {
         while first < self.replies.len() {
             match image.send(self.stream.as_fd(), &self.replies[first..], self.sent) {
                 Ok(taken) => self.sent += taken,
-                Err(rustix::io::Errno::AGAIN) => break,
-                Err(rustix::io::Errno::INTR) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return Err(Over),
             }
             while let Some(size) = self.replies.get(first).map(Reply::size).filter(|&size| size <= self.sent)
