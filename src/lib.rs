@@ -1,11 +1,16 @@
 //! memdev: for every NBD client its own writable copy, in memory, of one shared, mapped, untouched image.
 
 pub mod base;
+pub mod client;
 pub mod cow;
 pub mod error;
+pub mod handshake;
 pub mod net;
 pub mod overlay;
 pub mod proto;
+pub mod session;
 pub mod sys;
+pub mod transmission;
+pub mod worker;
 
 pub use error::{Error, ErrorKind, Result};

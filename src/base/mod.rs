@@ -30,6 +30,7 @@ struct Identity {
 #[derive(Debug)]
 pub struct Image {
     file: File,
+    is_device: bool,
     identity: Identity,
     size: u64,
     mapping: Mapping,
@@ -79,6 +80,7 @@ impl Image {
             extents: Extents::of_file(&file, size),
             residency: Residency::new(size),
             file,
+            is_device: kind.is_block_device(),
             size,
             mapping,
         })
@@ -100,7 +102,18 @@ impl Image {
     /// told, so that nobody is given bytes of a file that cannot even be asked.
     #[must_use]
     pub fn length_now(&self) -> u64 {
-        length(&self.file).unwrap_or(0)
+        if self.is_device {
+            return length(&self.file).unwrap_or(0);
+        }
+        rustix::fs::fstat(&self.file).map_or(0, |stat| u64::try_from(stat.st_size).unwrap_or(0))
+    }
+
+    /// Whether the bytes can be read, now. May block for as long as the disk takes: for when a send has failed.
+    #[must_use]
+    pub fn can_read(&self, offset: u64, len: usize) -> bool {
+        let end = offset.saturating_add(len as u64);
+        end <= self.length_now()
+            && usize::try_from(offset).is_ok_and(|offset| self.mapping.populate(offset, len).is_ok())
     }
 
     /// The bytes of `range`, for the kernel to send.
@@ -193,6 +206,12 @@ impl Source {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The image that sessions were given last, without looking whether there is a newer one.
+    #[must_use]
+    pub fn latest(&self) -> Arc<Image> {
+        Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The image for a session that begins now: what the path names by now, or, while it names nothing that can be

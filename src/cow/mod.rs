@@ -46,6 +46,17 @@ pub enum Piece {
     },
 }
 
+impl Piece {
+    /// Bytes.
+    #[must_use]
+    #[allow(clippy::len_without_is_empty, reason = "a piece is never empty")]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Base { len, .. } | Self::Blocks { len, .. } | Self::Zero { len } => *len,
+        }
+    }
+}
+
 /// A range of bytes of one kind, as block status tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {

@@ -7,11 +7,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::proto::DEFAULT_PORT;
 
 use super::uri::percent_encode;
-
-/// The TCP port that IANA assigned to NBD.
-pub const DEFAULT_PORT: u16 = 10809;
 
 /// The longest path of a unix socket, in bytes: `sun_path` has 108, one of which ends the string.
 pub(super) const UNIX_PATH_MAX: usize = 107;
@@ -39,19 +37,16 @@ impl Address {
     pub fn unix(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         let bytes = path.as_os_str().as_bytes();
-        let invalid = |why: &str| Error::new(ErrorKind::Invalid, format!("{why}: {}", path.display()));
         if bytes.is_empty() {
             return Err(Error::new(ErrorKind::Invalid, "The path of a unix socket is empty"));
         }
         if bytes.contains(&0) {
-            return Err(invalid("The path of a unix socket holds a NUL byte"));
+            return Err(Error::new(ErrorKind::Invalid, "The path of a unix socket holds a NUL byte"));
         }
         if bytes.len() > UNIX_PATH_MAX {
-            let length = bytes.len();
-            return Err(invalid(&format!(
-                "The path of a unix socket has {length} bytes and may have {UNIX_PATH_MAX}"
-            ))
-            .advise("use a shorter one"));
+            let why =
+                format!("The path of a unix socket has {} bytes and may have {UNIX_PATH_MAX}", bytes.len());
+            return Err(Error::new(ErrorKind::Invalid, why).advise("use a shorter one"));
         }
         Ok(Self::Unix(path))
     }

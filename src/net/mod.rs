@@ -16,7 +16,7 @@ mod stream;
 mod tests;
 mod uri;
 
-pub use address::{Address, DEFAULT_PORT};
+pub use address::Address;
 pub use listener::Listener;
 pub use stream::{Peer, PeerKind, Stream};
 pub use uri::Uri;

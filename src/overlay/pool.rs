@@ -228,7 +228,8 @@ impl Pool {
     pub fn tend(&self) {
         const TICK: Duration = Duration::from_millis(100);
         let mut state = self.lock();
-        while !state.stopping {
+        // Nothing is left unwiped, even at the end.
+        while !state.stopping || !state.dirty.is_empty() {
             let wanted = u64::from(state.reserve) * u64::from(self.slots_per_chunk);
             if !state.dirty.is_empty() {
                 let at = state.dirty.len().saturating_sub(WIPE_AT_ONCE);

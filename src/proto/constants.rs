@@ -42,7 +42,9 @@ pub const MAX_BLOCK_DESCRIPTORS: usize = 1 << 20;
 /// The namespace that the specification defines, with its colon; alone it is a wildcard in a list query.
 pub const META_NAMESPACE_BASE: &str = "base:";
 /// The one metadata context that the specification defines.
-pub const META_BASE_ALLOCATION: &str = "base:allocation";
+pub const META_NAME_BASE_ALLOCATION: &str = "base:allocation";
+/// The number by which block status names `base:allocation` here; the specification leaves it to the server.
+pub const META_CONTEXT_BASE_ALLOCATION: u32 = 1;
 /// `base:allocation`, bit 0: nothing is allocated behind this extent.
 pub const STATE_HOLE: u32 = 1 << 0;
 /// `base:allocation`, bit 1: this extent reads as zeroes.

@@ -39,7 +39,10 @@ pub(super) const fn put(message: &mut [u8], at: usize, value: &[u8]) {
 }
 
 /// Checks what the specification demands of every string.
-pub(super) fn string(bytes: &[u8]) -> Result<&str, Malformed> {
+///
+/// # Errors
+/// It is longer than [`MAX_STRING`] bytes, no UTF-8, or contains NUL.
+pub fn parse_string(bytes: &[u8]) -> Result<&str, Malformed> {
     if bytes.len() > MAX_STRING {
         return Err(Malformed::StringTooLong);
     }
@@ -48,7 +51,7 @@ pub(super) fn string(bytes: &[u8]) -> Result<&str, Malformed> {
 }
 
 /// The longest beginning of `text` that may be sent as a string: at most [`MAX_STRING`] bytes, no NUL, whole characters.
-pub(super) fn clip(text: &str) -> &str {
+pub(crate) fn clip(text: &str) -> &str {
     let text = text.split('\0').next().unwrap_or_default();
     let mut end = text.len().min(MAX_STRING);
     while !text.is_char_boundary(end) {
@@ -98,7 +101,7 @@ impl<'a> Fields<'a> {
 
     /// A string of `length` bytes.
     pub(super) fn string(&mut self, length: usize) -> Result<&'a str, Malformed> {
-        string(self.bytes(length)?)
+        parse_string(self.bytes(length)?)
     }
 
     /// A string behind its 32-bit length.
@@ -228,12 +231,12 @@ mod tests {
 
     #[test]
     fn strings_must_be_utf8_without_nul_and_not_too_long() {
-        assert_eq!(string(b""), Ok(""));
-        assert_eq!(string("größe".as_bytes()), Ok("größe"));
-        assert_eq!(string(b"a\0b"), Err(Malformed::ContainsNul));
-        assert_eq!(string(b"\xff"), Err(Malformed::NotUtf8));
-        assert_eq!(string(&[b'a'; MAX_STRING]).map(str::len), Ok(MAX_STRING));
-        assert_eq!(string(&[b'a'; MAX_STRING + 1]), Err(Malformed::StringTooLong));
+        assert_eq!(parse_string(b""), Ok(""));
+        assert_eq!(parse_string("größe".as_bytes()), Ok("größe"));
+        assert_eq!(parse_string(b"a\0b"), Err(Malformed::ContainsNul));
+        assert_eq!(parse_string(b"\xff"), Err(Malformed::NotUtf8));
+        assert_eq!(parse_string(&[b'a'; MAX_STRING]).map(str::len), Ok(MAX_STRING));
+        assert_eq!(parse_string(&[b'a'; MAX_STRING + 1]), Err(Malformed::StringTooLong));
     }
 
     #[test]
@@ -244,7 +247,7 @@ mod tests {
         assert_eq!(clip(&long).len(), MAX_STRING);
         let odd = format!("x{long}");
         assert_eq!(clip(&odd).len(), MAX_STRING - 1);
-        assert!(string(clip(&odd).as_bytes()).is_ok());
+        assert!(parse_string(clip(&odd).as_bytes()).is_ok());
     }
 
     #[test]

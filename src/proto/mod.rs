@@ -19,7 +19,8 @@ mod reply;
 mod request;
 
 pub use constants::*;
-pub use fields::Malformed;
+pub(crate) use fields::clip;
+pub use fields::{Malformed, parse_string};
 pub use greeting::{ClientFlags, ExportNameReply, Greeting, HandshakeFlags, TransmissionFlags};
 pub use option::{
     BlockSizes, ExportEntry, InfoItem, InfoPayload, InfoType, MetaContext, MetaContextPayload, OptionCode,

@@ -143,7 +143,7 @@ fn malformed_meta_context_payloads_are_named() {
 
 #[test]
 fn a_meta_context_is_a_number_and_a_name() {
-    let context = MetaContext { id: 1, name: META_BASE_ALLOCATION };
+    let context = MetaContext { id: META_CONTEXT_BASE_ALLOCATION, name: META_NAME_BASE_ALLOCATION };
     assert_eq!(context.encode(), b"\x00\x00\x00\x01base:allocation");
     assert_eq!(MetaContext::parse(&context.encode()), Ok(context));
     assert_eq!(MetaContext::parse(b"\x00\x00\x00"), Err(Malformed::Truncated));

@@ -14,7 +14,7 @@
 //! nothing.
 
 use super::constants::*;
-use super::fields::{Fields, Malformed, clip, field, length_u32, put, string};
+use super::fields::{Fields, Malformed, clip, field, length_u32, parse_string, put};
 use super::request::{BadMagic, Cookie};
 
 /// An error as the specification numbers it ("Error values").
@@ -356,7 +356,7 @@ impl<'a> Chunk<'a> {
             kind if kind & REPLY_TYPE_FLAG_ERROR != 0 => {
                 let error = fields.u32()?;
                 let length = fields.u16()?;
-                let message = string(fields.bytes(usize::from(length))?)?;
+                let message = parse_string(fields.bytes(usize::from(length))?)?;
                 let offset = if kind == REPLY_TYPE_ERROR_OFFSET { Some(fields.u64()?) } else { None };
                 if error == 0 { Err(Malformed::Zero) } else { Ok(Self::Error { error, message, offset }) }
             }

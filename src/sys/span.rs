@@ -71,6 +71,18 @@ impl<'a> KernelSpanMut<'a> {
         let raw = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
         Self { raw, source: PhantomData }
     }
+
+    /// Bytes in the span.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.raw.iov_len
+    }
+
+    /// Whether the span has no bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 fn message(spans: *const libc::iovec, count: usize) -> libc::msghdr {

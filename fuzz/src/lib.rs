@@ -1,0 +1,16 @@
+//! The bodies of the fuzz targets: each takes any bytes and panics when a promise is broken.
+//!
+//! They are ordinary functions, so that the fuzzer runs them and the plain test `tests/fuzz_seeds.rs` too. A new target is
+//! a module here, three lines in `fuzz_targets/`, a `[[bin]]`, and seeds in `seeds/<target>/`, named by what they hold;
+//! `tools/fuzz` and the test find it by its seeds.
+
+pub mod handshake;
+pub mod option;
+pub mod request;
+
+/// What a target does with one input.
+pub type Body = fn(&[u8]);
+
+/// Every target by its name.
+pub const TARGETS: &[(&str, Body)] =
+    &[("handshake", handshake::body), ("option", option::body), ("request", request::body)];

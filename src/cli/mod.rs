@@ -1,0 +1,155 @@
+//! The command line: what was typed becomes what to do. One file a subcommand, one for each kind of value.
+//!
+//! The definitions here are the only source of help, manual and completions (see [`generate`]). Exit status: 0; 1 when
+//! something failed; 2 when the command line itself is wrong. Either failure is one line on stderr that begins with
+//! `memdev: ` and says what to do.
+
+mod contents;
+mod duration;
+mod generate;
+mod image;
+mod info;
+mod log;
+mod serve;
+mod size;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use memdev::Error;
+
+/// Private, in-memory, copy-on-write block devices over one shared image, served by NBD
+#[derive(Debug, Parser)]
+#[command(
+    name = "memdev",
+    version,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    max_term_width = 100,
+    long_about = "Private, in-memory, copy-on-write block devices over one shared image, served by NBD.\n\n\
+        Every client gets a writable block device of its own that starts as a copy of the image. What it writes is kept \
+        in memory, seen by nobody else, and gone when its session ends. The image itself never changes.",
+    after_help = "Try it:\n  \
+        memdev serve root.img                    serve an image on 127.0.0.1:10809\n  \
+        nbdinfo nbd://localhost/root             look at it from another shell\n  \
+        memdev serve --help                      all about serving\n\n\
+        MEMDEV_LOG sets what is logged to stderr: error, warn (the default), info, debug, trace."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    /// Log more: -v what happens, -vv in detail, -vvv everything
+    #[arg(short, long, global = true, display_order = 900, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::Serve),
+    Info(info::Info),
+    #[command(hide = true)]
+    Generate(generate::Generate),
+}
+
+/// Why a command did not succeed.
+enum Failure {
+    /// The command line is wrong: exit status 2.
+    Usage(String),
+    /// It was tried and failed: exit status 1.
+    Failed(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// Runs the command line of this process.
+pub(crate) fn main() -> ExitCode {
+    let (line, status) = match parse_and_run() {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Failure::Failed(error)) => (error.to_string(), 1),
+        Err(Failure::Usage(why)) => (why, 2),
+    };
+    // What was typed is part of the line, and may hold anything.
+    let line = line.replace(char::is_control, " ");
+    // With stderr closed there is nobody to tell; the status still says it.
+    let _ = writeln!(io::stderr(), "memdev: {line}");
+    ExitCode::from(status)
+}
+
+fn parse_and_run() -> Result<(), Failure> {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Help and version are asked for; help instead of an error is what bare `memdev` gets.
+        Err(error) if error.exit_code() == 0 || shows_help(&error) => error.exit(),
+        Err(error) => return Err(Failure::Usage(usage_line(&error))),
+    };
+    log::start(cli.verbose).map_err(Failure::Usage)?;
+    match cli.command {
+        Command::Serve(args) => serve::run(args)?,
+        Command::Info(args) => info::run(&args)?,
+        Command::Generate(args) => generate::run(&args)?,
+    }
+    Ok(())
+}
+
+fn shows_help(error: &clap::Error) -> bool {
+    error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+}
+
+/// clap's error in one line: its message, its tips, and where to read on.
+fn usage_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    let mut line = String::new();
+    for paragraph in text.split("\n\n") {
+        let paragraph =
+            paragraph.split('\n').map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ");
+        if paragraph.is_empty()
+            || paragraph.starts_with("Usage:")
+            || paragraph.starts_with("For more information")
+        {
+            continue;
+        }
+        if line.is_empty() {
+            let mut chars = paragraph.chars();
+            line.extend(chars.next().map(|first| first.to_ascii_uppercase()));
+            line.push_str(chars.as_str());
+        } else {
+            line.push_str("; ");
+            line.push_str(paragraph.strip_prefix("tip: ").unwrap_or(&paragraph));
+        }
+    }
+    let typed = std::env::args_os().nth(1);
+    let subcommand = Cli::command()
+        .get_subcommands()
+        .map(|command| command.get_name().to_owned())
+        .find(|name| typed.as_ref().is_some_and(|typed| typed == name.as_str()));
+    let see = subcommand.map_or_else(String::new, |name| format!(" {name}"));
+    format!("{line}; see 'memdev{see} --help'")
+}
+
+/// Writes a command's output to stdout. A reader that has seen enough (`| head`) is no failure.
+fn print(text: &str) -> Result<(), Error> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::io("Cannot write to standard output", error))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

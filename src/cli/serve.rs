@@ -1,0 +1,205 @@
+//! `memdev serve`: offers images until it is told to stop.
+
+mod signals;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::num::NonZero;
+use std::time::Duration;
+
+use clap::Args;
+use clap::builder::{OsStringValueParser, PathBufValueParser, TypedValueParser};
+use memdev::handshake::Knobs;
+use memdev::net::{Address, Listener};
+use memdev::overlay::BlockSize;
+use memdev::worker::{Server, ServerConfig};
+use memdev::{Result, proto};
+
+use super::image::{self, ImageArg};
+use super::{Failure, duration, size};
+use signals::StopSignal;
+
+/// More event loops than this is a slip of the finger: the largest machines have fewer CPUs.
+const MAX_WORKERS: u64 = 1024;
+
+/// Offer images to NBD clients, to each its own writable copy
+#[derive(Args, Debug)]
+#[command(
+    long_about = "Offer images to NBD clients, to each its own writable copy, until SIGTERM or SIGINT.\n\n\
+        A client that asks for export NAME gets a fresh session: a writable device of its own that starts as a copy of \
+        the image and is gone when the client is. A client that asks for NAME@ID gets the named session ID, which is \
+        made at first use, shared by all connections that name it, and kept for a while (--linger) after the last of \
+        them has closed. The image is never written to; when it is replaced by rename, new sessions get the new one.",
+    after_long_help = "Examples:\n  \
+        memdev serve root.img\n      \
+            on 127.0.0.1:10809; look with: nbdinfo nbd://localhost/root\n\n  \
+        memdev serve golden=/srv/debian-12.raw --unix /run/memdev.sock\n      \
+            as export 'golden' for this user's processes on this machine:\n      \
+            nbdcopy 'nbd+unix:///golden?socket=/run/memdev.sock' copy.img\n\n  \
+        memdev serve a.img b.img --tcp '[::]:10809' --memory 16G --session-memory 2G\n      \
+            two images for the network; all sessions together may take 16 GiB, each 2 GiB\n\n\
+        Sizes are bytes, or have a unit: 64K, 512M, 8G, 1.5T (all binary, K is 1024).\n\
+        Durations have a unit, too: 500ms, 30s, 2m, 1h."
+)]
+pub(crate) struct Serve {
+    /// Image files, each named by its file stem or by NAME; the first is also the empty export
+    ///
+    /// An image is a raw disk image or a block device. `root.img` is offered as `root`, `golden=root.img` as `golden`.
+    /// A path with a '=' in it is given as NAME=PATH, or with a directory in front (./a=b.img).
+    #[arg(value_name = "[NAME=]IMAGE", required = true, value_parser = OsStringValueParser::new().try_map(image_arg))]
+    images: Vec<ImageArg>,
+
+    /// Listen on a unix socket (repeatable); only its owner can connect
+    ///
+    /// A socket that a dead server left behind is replaced. The socket is removed when the server ends.
+    #[arg(long, value_name = "PATH", value_parser = PathBufValueParser::new().try_map(Address::unix))]
+    unix: Vec<Address>,
+
+    /// Listen on a TCP address (repeatable) [default: 127.0.0.1:10809]
+    ///
+    /// That is HOST:PORT; IPv6 in brackets, as [::1]:10809. Without a port it is 10809; port 0 lets the system choose
+    /// one, which is then shown. There is no encryption: whoever can connect can read the images.
+    #[arg(long, value_name = "HOST:PORT", value_parser = Address::tcp)]
+    tcp: Vec<Address>,
+
+    /// Memory for what all sessions write [default: half of the machine's]
+    ///
+    /// A write beyond it fails with "no space left on device", and nothing else is affected; trimming gives memory back.
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    memory: Option<u64>,
+
+    /// Memory for what one session writes [default: as --memory]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    session_memory: Option<u64>,
+
+    /// Unit in which sessions take memory: a power of two from 4K to 1M
+    #[arg(long, value_name = "SIZE", default_value = "4K", value_parser = block_size)]
+    block_size: BlockSize,
+
+    /// How long a named session (NAME@ID) outlives its last connection
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration::parse)]
+    linger: Duration,
+
+    /// Threads that serve [default: one for each CPU]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_WORKERS))]
+    workers: Option<u64>,
+
+    // For conformance tests of clients, and of our own fallbacks.
+    /// Withhold the handshake flags that are not in BITS (decimal, or hexadecimal with 0x)
+    #[arg(long, value_name = "BITS", hide = true, value_parser = bits)]
+    mask_handshake: Option<u16>,
+
+    /// Do not offer structured replies
+    #[arg(long, hide = true)]
+    no_structured_replies: bool,
+}
+
+pub(crate) fn run(args: Serve) -> Result<(), Failure> {
+    image::check_distinct(&args.images).map_err(Failure::Usage)?;
+    // From here on a signal ends the server in good order, with its sockets removed.
+    let stop = StopSignal::watch()?;
+    raise_descriptor_limit();
+    let listeners = listen(&args)?;
+    let uris: Vec<String> = listeners.iter().map(Listener::uri).collect();
+    let server = Server::start(args.into_config(listeners))?;
+    for uri in uris {
+        // With stderr closed nobody wants to know.
+        let _ = writeln!(io::stderr(), "listening on {uri}");
+    }
+    // Outside of the log's macro, which does not look at its arguments when it has nothing to log.
+    let signal = stop.wait();
+    tracing::info!("Stopping on {signal}");
+    Ok(server.stop()?)
+}
+
+impl Serve {
+    fn into_config(self, listeners: Vec<Listener>) -> ServerConfig {
+        let cpus = || std::thread::available_parallelism().map_or(1, NonZero::get);
+        let all = Knobs::default();
+        ServerConfig {
+            images: self.images.into_iter().map(|image| (image.name, image.path)).collect(),
+            listeners,
+            workers: self.workers.and_then(|n| usize::try_from(n).ok()).unwrap_or_else(cpus),
+            memory: self.memory,
+            session_memory: self.session_memory,
+            block_size: self.block_size,
+            linger: self.linger,
+            knobs: Knobs {
+                handshake_flags_mask: self.mask_handshake.unwrap_or(all.handshake_flags_mask),
+                structured_replies: all.structured_replies && !self.no_structured_replies,
+                ..all
+            },
+        }
+    }
+}
+
+fn listen(args: &Serve) -> Result<Vec<Listener>> {
+    let default = Address::Tcp { host: "127.0.0.1".into(), port: proto::DEFAULT_PORT };
+    let mut addresses: Vec<&Address> = args.unix.iter().chain(&args.tcp).collect();
+    if addresses.is_empty() {
+        addresses.push(&default);
+    }
+    let mut listeners = Vec::new();
+    for address in addresses {
+        listeners.extend(Listener::bind_all(address)?);
+    }
+    Ok(listeners)
+}
+
+/// A connection is a descriptor, and the usual soft limit is 1,024 of them; the hard limit is the administrator's word.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "Cannot raise the limit of open files; connections may be refused");
+    }
+}
+
+fn image_arg(arg: OsString) -> Result<ImageArg, String> {
+    ImageArg::parse(arg)
+}
+
+fn block_size(text: &str) -> Result<BlockSize, String> {
+    let bytes = size::parse(text)?;
+    u32::try_from(bytes)
+        .ok()
+        .and_then(BlockSize::new)
+        .ok_or_else(|| "a block size is a power of two from 4K to 1M".to_owned())
+}
+
+fn bits(text: &str) -> Result<u16, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(digits) => u16::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    parsed.map_err(|_| "not 16 bits; write a number, as 1 or 0x3".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn block_sizes() {
+        assert_eq!(block_size("4K"), Ok(BlockSize::DEFAULT));
+        assert_eq!(block_size("1M").map(BlockSize::bytes), Ok(1 << 20));
+        for text in ["0", "512", "5000", "2M", "8G", "4294971392", "x"] {
+            assert!(block_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn knob_bits() {
+        assert_eq!((bits("1"), bits("0x3"), bits("65535")), (Ok(1), Ok(3), Ok(u16::MAX)));
+        for text in ["", "65536", "0x10000", "-1", "x"] {
+            assert!(bits(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn help_states_the_limits_that_hold() {
+        assert_eq!((BlockSize::MIN, BlockSize::MAX, BlockSize::DEFAULT.bytes()), (4 << 10, 1 << 20, 4 << 10));
+        assert_eq!(proto::DEFAULT_PORT, 10809);
+    }
+}

@@ -1,0 +1,71 @@
+//! The signals that end the server: the first in good order, the second at once.
+
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+
+use memdev::{Error, Result};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level::{emulate_default_handler, signal_name};
+
+/// Waits for the signal to stop.
+pub(super) struct StopSignal(Receiver<&'static str>);
+
+impl StopSignal {
+    /// From now on SIGTERM, SIGINT and SIGHUP no longer kill: the first is told by [`StopSignal::wait`], however early
+    /// it came, the second kills, for whoever does not want to wait any longer.
+    ///
+    /// # Errors
+    /// The system has no thread or descriptor for it.
+    pub(super) fn watch() -> Result<Self> {
+        let failed = |error| Error::io("Cannot watch for signals", error);
+        let mut watched = vec![SIGTERM, SIGINT];
+        // Without a terminal, a hang-up is an end like any other, that must leave no socket behind; but not when it is
+        // ignored: that is how nohup keeps a server running.
+        if !is_ignored(SIGHUP) {
+            watched.push(SIGHUP);
+        }
+        let mut signals = Signals::new(watched).map_err(failed)?;
+        let (sender, receiver) = channel();
+        thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(move || {
+                let mut signals = signals.forever();
+                if let Some(first) = signals.next() {
+                    // The receiver is gone only when the server is about to end anyway.
+                    let _ = sender.send(signal_name(first).unwrap_or("a signal"));
+                }
+                for second in signals {
+                    // Ends the process as if the signal had never been watched, so that its parent sees the truth.
+                    let _ = emulate_default_handler(second);
+                }
+            })
+            .map_err(failed)?;
+        Ok(Self(receiver))
+    }
+
+    /// Blocks until the first signal; its name.
+    pub(super) fn wait(&self) -> &'static str {
+        // The thread holds the sender for ever, so this fails only if it panicked: then it is time to stop, too.
+        self.0.recv().unwrap_or("a failure of the signal thread")
+    }
+}
+
+/// Whether this process was started with `signal` ignored.
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask >> (signal - 1) & 1 == 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rust_ignores_sigpipe_and_nothing_ignores_sigkill() {
+        assert!(is_ignored(signal_hook::consts::SIGPIPE));
+        assert!(!is_ignored(signal_hook::consts::SIGKILL));
+    }
+}

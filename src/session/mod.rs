@@ -1,0 +1,88 @@
+//! Sessions: one private writable world each, and who may enter it.
+//!
+//! ```text
+//!   Registry ── images by name
+//!      │    └── named sessions: NAME@ID ──> Session ── Device
+//!      └ attach ──> Attachment (one a connection) ──────┘   └── lines: the connections that are in it
+//! ```
+//!
+//! Asking for `NAME` makes a session of the connection's own, over when it is; asking for `NAME@ID` joins the named
+//! session or makes it, and it is over when it was left by all for the *linger* time.
+//!
+//! # A dead client's writes
+//!
+//! A connection whose client is gone may still hold requests that nobody has read. When somebody attaches to its
+//! session afterwards, these must never be done. So requests are acted on only within a [`Turn`], and attaching first
+//! *fences* every connection of the session whose peer has hung up: it waits for the turn that is being acted on, if
+//! any, and none begins after that.
+
+mod line;
+mod name;
+mod registry;
+
+pub use line::{Line, Turn};
+pub use name::{Request, SessionId};
+pub use registry::{Attachment, Description, Limits, Registry};
+
+use crate::cow::Device;
+use crate::net::{Peer, PeerKind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// Whom a named session belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    /// A user of this machine, as the kernel vouched for over a unix socket.
+    User(u32),
+    /// Whoever knows its name: over TCP nobody vouches for anybody.
+    WhoKnowsTheName,
+}
+
+impl Owner {
+    fn of(peer: &Peer) -> Self {
+        match peer.kind {
+            PeerKind::Unix { uid, .. } => Self::User(uid),
+            PeerKind::Tcp { .. } => Self::WhoKnowsTheName,
+        }
+    }
+
+    /// Whether `peer` may enter what belongs to this owner.
+    fn admits(self, peer: &Peer) -> bool {
+        self == Self::WhoKnowsTheName || self == Self::of(peer)
+    }
+}
+
+/// One private writable world.
+#[derive(Debug)]
+pub struct Session {
+    device: Device,
+    owner: Owner,
+    attached: Mutex<Attached>,
+}
+
+#[derive(Debug)]
+struct Attached {
+    lines: Vec<Arc<Line>>,
+    /// When the last one left; meaningful while there is none.
+    left: Instant,
+}
+
+impl Session {
+    fn new(device: Device, owner: Owner) -> Self {
+        Self { device, owner, attached: Mutex::new(Attached { lines: Vec::new(), left: Instant::now() }) }
+    }
+
+    /// Its block device.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn attached(&self) -> MutexGuard<'_, Attached> {
+        // The list is whole at every point where it could panic.
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,306 @@
+//! All images and sessions of a server, by name.
+
+use super::{Attached, Line, Owner, Request, Session, SessionId};
+use crate::base::{Image, Source};
+use crate::cow::Device;
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::Stream;
+use crate::overlay::{Budget, Overlay, Pool};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What sessions may hold, and how long a named one stays when nobody is in it.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of data of one session.
+    pub session_memory: u64,
+    /// From the end of the last connection to the end of a named session.
+    pub linger: Duration,
+}
+
+/// What a client may know of an export before it opens it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Description {
+    /// The canonical name: the image's, with the session's id if there is one.
+    pub name: String,
+    /// For people.
+    pub text: String,
+    /// Bytes.
+    pub size: u64,
+    /// Whether several connections to it share one session.
+    pub shared: bool,
+}
+
+type Named = HashMap<(usize, SessionId), Arc<Session>>;
+
+/// Work for the housekeeper.
+#[derive(Debug)]
+enum Chore {
+    /// A session nobody is in any more, to be taken apart at leisure.
+    End(Arc<Session>),
+    /// A named session was left, or the server stops: look at the time again.
+    Look,
+}
+
+/// All images and sessions of a server.
+#[derive(Debug)]
+pub struct Registry {
+    sources: Vec<Source>,
+    pool: Arc<Pool>,
+    total: Arc<Budget>,
+    limits: Limits,
+    named: Mutex<Named>,
+    chores: (Sender<Chore>, Receiver<Chore>),
+    stopping: AtomicBool,
+}
+
+impl Registry {
+    /// A registry that offers `sources`, the first also under the empty name, with memory from `pool` within `total`.
+    #[must_use]
+    pub fn new(sources: Vec<Source>, pool: Arc<Pool>, total: Arc<Budget>, limits: Limits) -> Arc<Self> {
+        Arc::new(Self {
+            sources,
+            pool,
+            total,
+            limits,
+            named: Mutex::default(),
+            chores: unbounded(),
+            stopping: AtomicBool::new(false),
+        })
+    }
+
+    /// The images offered.
+    #[must_use]
+    pub fn sources(&self) -> &[Source] {
+        &self.sources
+    }
+
+    /// Where block memory comes from.
+    #[must_use]
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    fn named(&self) -> MutexGuard<'_, Named> {
+        // Insertions and removals leave the map whole.
+        self.named.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn source(&self, name: &str) -> Result<(usize, &Source)> {
+        let unknown = || Error::new(ErrorKind::NotFound, "No such export").on(name);
+        if name.is_empty() {
+            return self.sources.first().map(|source| (0, source)).ok_or_else(unknown);
+        }
+        self.sources.iter().enumerate().find(|(_, source)| source.name() == name).ok_or_else(unknown)
+    }
+
+    /// What `export_name` would give a client; makes nothing.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such image, `Invalid` when the session's id is none, `Denied` when the session is
+    /// another user's.
+    pub fn describe(&self, export_name: &str, stream: &Stream) -> Result<Description> {
+        let (index, source, id) = self.look_up(export_name)?;
+        let session = id.as_ref().and_then(|id| self.named().get(&(index, id.clone())).cloned());
+        if let Some(session) = &session {
+            admit(session, export_name, stream)?;
+        }
+        let image = session.map_or_else(|| source.current(), |session| Arc::clone(session.device.image()));
+        Ok(describe(source, id.as_ref(), &image))
+    }
+
+    fn look_up(&self, export_name: &str) -> Result<(usize, &Source, Option<SessionId>)> {
+        if self.stopping.load(Ordering::Relaxed) {
+            return Err(Error::new(ErrorKind::Shutdown, "Server is shutting down"));
+        }
+        let (image, id) = match Request::parse(export_name) {
+            Request::Fresh(image) => (image, None),
+            Request::Named(image, id) => (image, Some(id)),
+            Request::BadId(id) => {
+                let error = Error::new(ErrorKind::Invalid, "Not a session id:").on(format_args!("{id:?}"));
+                return Err(error.advise("use 1 to 64 letters, digits, dots, underscores or hyphens"));
+            }
+        };
+        let (index, source) = self.source(image)?;
+        Ok((index, source, id))
+    }
+
+    /// Lets the client at the other end of `stream` into the session that `export_name` asks for.
+    ///
+    /// # Errors
+    /// As [`Registry::describe`].
+    pub fn attach(
+        self: &Arc<Self>,
+        export_name: &str,
+        stream: &Arc<Stream>,
+    ) -> Result<(Description, Attachment)> {
+        let (index, source, id) = self.look_up(export_name)?;
+        let session = match &id {
+            None => self.make_session(source.current(), stream),
+            Some(id) => {
+                let key = (index, id.clone());
+                let mut named = self.named();
+                let session = match named.get(&key) {
+                    Some(session) => {
+                        admit(session, export_name, stream)?;
+                        Arc::clone(session)
+                    }
+                    None => {
+                        let session = self.make_session(source.current(), stream);
+                        named.insert(key, Arc::clone(&session));
+                        session
+                    }
+                };
+                return Ok(self.join(source, id, session, stream));
+            }
+        };
+        let description = describe(source, None, session.device.image());
+        let line = Arc::new(Line::new(Arc::clone(stream)));
+        Ok((description, Attachment { session, line, registry: Arc::clone(self), named: false }))
+    }
+
+    /// Enters a named session. The caller holds the lock on the map, so that it cannot end at the same time.
+    fn join(
+        self: &Arc<Self>,
+        source: &Source,
+        id: &SessionId,
+        session: Arc<Session>,
+        stream: &Arc<Stream>,
+    ) -> (Description, Attachment) {
+        let line = Arc::new(Line::new(Arc::clone(stream)));
+        let mut attached = session.attached();
+        for other in attached.lines.iter().filter(|other| other.peer_is_gone()) {
+            other.fence();
+        }
+        attached.lines.push(Arc::clone(&line));
+        drop(attached);
+        let description = describe(source, Some(id), session.device.image());
+        (description, Attachment { session, line, registry: Arc::clone(self), named: true })
+    }
+
+    fn make_session(&self, image: Arc<Image>, stream: &Stream) -> Arc<Session> {
+        let budget = Budget::within(&self.total, self.limits.session_memory);
+        let blocks = self.pool.block_size().blocks_for(image.size());
+        let overlay = Overlay::new(blocks, Arc::clone(&self.pool), budget);
+        Arc::new(Session::new(Device::new(image, overlay), Owner::of(stream.peer())))
+    }
+
+    fn leave(&self, session: &Arc<Session>, line: &Arc<Line>, named: bool) {
+        if named {
+            let mut attached = session.attached();
+            attached.lines.retain(|other| !Arc::ptr_eq(other, line));
+            if attached.lines.is_empty() {
+                attached.left = Instant::now();
+                self.give(Chore::Look);
+            }
+        } else if session.device.overlay().budget().data() > 0 {
+            self.give(Chore::End(Arc::clone(session)));
+        }
+    }
+
+    fn give(&self, chore: Chore) {
+        // The receiver lives as long as the sender.
+        let _ = self.chores.0.send(chore);
+    }
+
+    /// The housekeeper's life, until [`Registry::stop`]: ends sessions nobody is in, and takes them apart.
+    pub fn keep_house(&self) {
+        while !self.stopping.load(Ordering::Relaxed) {
+            let wait = self.end_idle(Instant::now()).unwrap_or(Duration::from_secs(3600));
+            match self.chores.1.recv_timeout(wait) {
+                Ok(Chore::End(session)) => drop(session),
+                Ok(Chore::Look) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// Ends the named sessions that nobody is in for longer than the linger time; returns the time to the next end.
+    pub(super) fn end_idle(&self, now: Instant) -> Option<Duration> {
+        let mut ended = Vec::new();
+        let mut next: Option<Duration> = None;
+        let mut named = self.named();
+        named.retain(|_, session| {
+            let attached = session.attached();
+            let Attached { lines, left } = &*attached;
+            if !lines.is_empty() {
+                return true;
+            }
+            let remaining = (*left + self.limits.linger).saturating_duration_since(now);
+            if remaining.is_zero() {
+                ended.push(Arc::clone(session));
+                return false;
+            }
+            next = Some(next.map_or(remaining, |next| next.min(remaining)));
+            true
+        });
+        drop(named);
+        next
+    }
+
+    /// How many named sessions there are.
+    #[must_use]
+    pub fn named_sessions(&self) -> usize {
+        self.named().len()
+    }
+
+    /// Refuses new sessions, and ends [`Registry::keep_house`].
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        self.give(Chore::Look);
+    }
+
+    /// Ends all sessions that nobody is in, whatever their linger time.
+    pub fn end_all(&self) {
+        self.named().clear();
+        self.chores.1.try_iter().for_each(drop);
+    }
+}
+
+fn admit(session: &Session, export_name: &str, stream: &Stream) -> Result<()> {
+    if session.owner.admits(stream.peer()) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Denied, "This session belongs to another user:").on(export_name))
+}
+
+fn describe(source: &Source, id: Option<&SessionId>, image: &Image) -> Description {
+    let name = source.name();
+    let (name, text) = match id {
+        None => (name.to_owned(), format!("A writable copy of {name}, private to this connection")),
+        Some(id) => (format!("{name}@{id}"), format!("A writable copy of {name}, private to session {id}")),
+    };
+    Description { name, text, size: image.size(), shared: id.is_some() }
+}
+
+/// A connection's place in its session; dropping it leaves.
+#[derive(Debug)]
+pub struct Attachment {
+    session: Arc<Session>,
+    line: Arc<Line>,
+    registry: Arc<Registry>,
+    named: bool,
+}
+
+impl Attachment {
+    /// The session.
+    #[must_use]
+    pub fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
+    /// The connection, as the session sees it.
+    #[must_use]
+    pub fn line(&self) -> &Arc<Line> {
+        &self.line
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        self.registry.leave(&self.session, &self.line, self.named);
+    }
+}

@@ -1,0 +1,131 @@
+//! Who gets which session, and what becomes of it.
+
+use super::*;
+use crate::base::Source;
+use crate::error::ErrorKind;
+use crate::net::{Address, Listener, Stream};
+use crate::overlay::{BlockSize, Budget, Magazine, Pool, State};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+struct House {
+    registry: Arc<Registry>,
+    dir: tempfile::TempDir,
+    listener: Listener,
+}
+
+fn house(linger: Duration) -> House {
+    let dir = tempfile::tempdir().unwrap();
+    let source = |name: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, vec![1; 8192]).unwrap();
+        Source::open(name, &path).unwrap()
+    };
+    let pool = Pool::new(8 << 20, BlockSize::DEFAULT).unwrap();
+    let limits = Limits { session_memory: 1 << 20, linger };
+    let registry = Registry::new(vec![source("root"), source("other")], pool, Budget::total(8 << 20), limits);
+    let listener = Listener::bind(&Address::Unix(dir.path().join("socket"))).unwrap();
+    House { registry, dir, listener }
+}
+
+impl House {
+    fn connect(&self) -> (UnixStream, Arc<Stream>) {
+        let client = UnixStream::connect(self.dir.path().join("socket")).unwrap();
+        (client, Arc::new(self.listener.accept().unwrap().unwrap()))
+    }
+
+    fn attach(&self, name: &str) -> (UnixStream, Attachment) {
+        let (client, stream) = self.connect();
+        (client, self.registry.attach(name, &stream).unwrap().1)
+    }
+}
+
+fn write(attachment: &Attachment, value: u8) {
+    let device = attachment.session().device();
+    let mut magazine = Magazine::new(Arc::clone(device.overlay().pool()));
+    device.write(0, &[value; 4096], &mut magazine).unwrap();
+}
+
+fn is_written(attachment: &Attachment) -> bool {
+    attachment.session().device().overlay().state(0) == State::Allocated
+}
+
+#[test]
+fn a_plain_name_is_a_session_of_ones_own() {
+    let house = house(Duration::ZERO);
+    let (_a, one) = house.attach("root");
+    let (_b, two) = house.attach("");
+    write(&one, 7);
+    assert!(is_written(&one) && !is_written(&two));
+    assert_eq!(house.registry.named_sessions(), 0);
+}
+
+#[test]
+fn a_named_session_is_shared_by_name_and_image() {
+    let house = house(Duration::from_secs(60));
+    let (_a, one) = house.attach("root@x");
+    write(&one, 7);
+    assert!(is_written(&house.attach("root@x").1));
+    assert!(is_written(&house.attach("@x").1));
+    assert!(!is_written(&house.attach("other@x").1));
+    assert!(!is_written(&house.attach("root@y").1));
+}
+
+#[test]
+fn a_named_session_lingers_and_then_ends() {
+    let house = house(Duration::from_secs(60));
+    let (_a, one) = house.attach("root@x");
+    write(&one, 7);
+    drop(one);
+    assert!(house.registry.end_idle_for_test(Duration::from_secs(59)));
+    assert!(is_written(&house.attach("root@x").1));
+    assert!(!house.registry.end_idle_for_test(Duration::from_secs(61)));
+    assert!(!is_written(&house.attach("root@x").1));
+}
+
+impl Registry {
+    /// Whether a named session is left when so much time has gone by.
+    fn end_idle_for_test(&self, after: Duration) -> bool {
+        self.end_idle(Instant::now() + after);
+        self.named_sessions() > 0
+    }
+}
+
+#[test]
+fn a_fenced_line_gets_no_turn() {
+    let house = house(Duration::from_secs(60));
+    let (client, old) = house.attach("root@x");
+    let (_b, alive) = house.attach("root@x");
+    assert!(old.line().turn().is_some());
+    drop(client);
+    let (_c, new) = house.attach("root@x");
+    assert!(old.line().turn().is_none());
+    assert!(alive.line().turn().is_some() && new.line().turn().is_some());
+}
+
+#[test]
+fn what_does_not_exist_or_makes_no_sense_is_refused() {
+    let house = house(Duration::ZERO);
+    let (_client, stream) = house.connect();
+    let kind = |name: &str| house.registry.describe(name, &stream).unwrap_err().kind();
+    assert_eq!(kind("nothing"), ErrorKind::NotFound);
+    assert_eq!(kind("nothing@x"), ErrorKind::NotFound);
+    assert_eq!(kind("root@"), ErrorKind::Invalid);
+    assert_eq!(kind("root@a b"), ErrorKind::Invalid);
+    let described = house.registry.describe("@x", &stream).unwrap();
+    assert_eq!((described.name.as_str(), described.size, described.shared), ("root@x", 8192, true));
+    assert_eq!(house.registry.named_sessions(), 0);
+    house.registry.stop();
+    assert_eq!(kind("root"), ErrorKind::Shutdown);
+}
+
+#[test]
+fn a_session_belongs_to_the_user_who_made_it() {
+    let user = |uid| Peer { kind: PeerKind::Unix { uid, pid: 1 } };
+    let network = Peer { kind: PeerKind::Tcp { addr: ([127, 0, 0, 1], 1).into() } };
+    assert!(Owner::of(&user(1)).admits(&user(1)));
+    assert!(!Owner::of(&user(1)).admits(&user(2)));
+    assert!(!Owner::of(&user(1)).admits(&user(0)));
+    assert!(!Owner::of(&user(1)).admits(&network));
+    assert!(Owner::of(&network).admits(&network) && Owner::of(&network).admits(&user(1)));
+}

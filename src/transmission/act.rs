@@ -1,0 +1,268 @@
+//! Doing what a valid request asks for.
+//!
+//! A read first makes sure that it will not wait for a disk, and that the base still has what it is about to promise:
+//! a file that was truncated is found out here, where an error can still be replied, and not in the middle of a reply.
+
+use super::validate::Action;
+use super::{Aside, Context, Job, Output, Transmission};
+use crate::cow::{Device, Fragment, Piece};
+use crate::error::ErrorKind;
+use crate::overlay::Outcome;
+use crate::proto::{
+    BlockDescriptor, Cookie, META_CONTEXT_BASE_ALLOCATION, REPLY_FLAG_DONE, STATE_HOLE, STATE_ZERO,
+    append_block_status_chunk, data_chunk_header, hole_chunk, none_chunk, simple_reply,
+};
+use crate::sys::SlotRun;
+use std::ops::Range;
+
+/// Bytes of a read that are queued before others have a turn.
+const READ_SLICE: u64 = 1 << 20;
+/// Bytes that are trimmed or zeroed before others have a turn.
+const ZERO_SLICE: u64 = 128 << 20;
+/// Bytes that are zeroed and given memory before others have a turn.
+const ALLOCATE_SLICE: u64 = 4 << 20;
+/// Extents in one reply; a client that wants more asks again.
+const MOST_EXTENTS: usize = 1024;
+
+impl Transmission {
+    pub(super) fn act(
+        &mut self,
+        cookie: Cookie,
+        action: Action,
+        base_length: &mut Option<u64>,
+        cx: &mut Context<'_>,
+    ) {
+        let device = self.attachment.session().device();
+        match action {
+            Action::Read { range, dont_fragment } => match device.read_needs(&range) {
+                Some(cold) => self.set_aside(cold, Aside::Read { cookie, range, dont_fragment }, cx),
+                None => self.begin_read(cookie, range, dont_fragment, base_length, cx),
+            },
+            // Taken up by the caller, who has the payload; one of no bytes has nothing to wait for.
+            Action::Write { .. } => self.conclude(cookie, Ok(()), cx.output),
+            // What is acknowledged is visible to all at once, and there is nothing below to be flushed to.
+            Action::Flush => self.conclude(cookie, Ok(()), cx.output),
+            Action::Trim { range } => self.job = Some(Job::Trim { cookie, left: range }),
+            Action::WriteZeroes { range, allocate } => match device.write_needs(&range) {
+                Some(cold) => self.set_aside(cold, Aside::WriteZeroes { cookie, range, allocate }, cx),
+                None => self.job = Some(Job::WriteZeroes { cookie, left: range, allocate }),
+            },
+            Action::Cache { range } => match device.read_needs(&range) {
+                Some(cold) => self.set_aside(cold, Aside::Cache { cookie }, cx),
+                None => self.conclude(cookie, Ok(()), cx.output),
+            },
+            Action::BlockStatus { range, one } => block_status(device, cookie, range, one, cx.output),
+            Action::Disconnect => self.over = true,
+        }
+    }
+
+    /// Goes on with a request whose base pages have come, or cannot come.
+    pub(super) fn take_up(
+        &mut self,
+        aside: Aside,
+        readable: bool,
+        base_length: &mut Option<u64>,
+        cx: &mut Context<'_>,
+    ) {
+        let unreadable = || if readable { Ok(()) } else { Err(ErrorKind::Io) };
+        match aside {
+            Aside::Read { cookie, range, dont_fragment } => match unreadable() {
+                Ok(()) => self.begin_read(cookie, range, dont_fragment, base_length, cx),
+                Err(kind) => self.refuse(cookie, kind.into(), cx.output),
+            },
+            Aside::Write { cookie, fragments } => {
+                let result = unreadable().and_then(|()| self.write_all(&fragments, cx));
+                self.conclude(cookie, result, cx.output);
+            }
+            Aside::WriteZeroes { cookie, range, allocate } => match unreadable() {
+                Ok(()) => self.job = Some(Job::WriteZeroes { cookie, left: range, allocate }),
+                Err(kind) => self.conclude(cookie, Err(kind), cx.output),
+            },
+            Aside::Cache { cookie } => self.conclude(cookie, unreadable(), cx.output),
+        }
+    }
+
+    /// Ends a write whose whole blocks are published: the parts of blocks are left.
+    pub(super) fn write_fragments(&mut self, cookie: Cookie, fragments: Vec<Fragment>, cx: &mut Context<'_>) {
+        let device = self.attachment.session().device();
+        let range = |fragment: &Fragment| fragment.offset..fragment.offset + fragment.data.len() as u64;
+        let cold = fragments.iter().filter_map(|fragment| device.write_needs(&range(fragment)));
+        if let Some(cold) = cold.reduce(|all, next| all.start.min(next.start)..all.end.max(next.end)) {
+            // At most a block at each end of the write: the few granules between them do no harm.
+            self.set_aside(cold, Aside::Write { cookie, fragments }, cx);
+        } else {
+            let result = self.write_all(&fragments, cx);
+            self.conclude(cookie, result, cx.output);
+        }
+    }
+
+    fn write_all(&self, fragments: &[Fragment], cx: &mut Context<'_>) -> Outcome<()> {
+        let device = self.attachment.session().device();
+        fragments.iter().try_for_each(|fragment| device.write(fragment.offset, &fragment.data, cx.magazine))
+    }
+
+    fn begin_read(
+        &mut self,
+        cookie: Cookie,
+        range: Range<u64>,
+        dont_fragment: bool,
+        base_length: &mut Option<u64>,
+        cx: &mut Context<'_>,
+    ) {
+        let next = range.start;
+        let job = Job::Read { cookie, whole: range, next, dont_fragment };
+        self.job = self.work_on(job, base_length, cx);
+    }
+
+    /// Does a slice of a job; gives back what is left of it.
+    pub(super) fn work_on(
+        &mut self,
+        job: Job,
+        base_length: &mut Option<u64>,
+        cx: &mut Context<'_>,
+    ) -> Option<Job> {
+        let device = self.attachment.session().device();
+        match job {
+            Job::Read { cookie, whole, next, dont_fragment } => {
+                let end = whole.end.min(next + READ_SLICE);
+                match self.read_slice(cookie, &whole, next..end, dont_fragment, base_length, cx) {
+                    Ok(()) if end == whole.end => None,
+                    Ok(()) => Some(Job::Read { cookie, whole, next: end, dont_fragment }),
+                    Err(kind) => {
+                        if next == whole.start || (self.negotiated.structured_replies && !dont_fragment) {
+                            self.refuse(cookie, kind.into(), cx.output);
+                        } else {
+                            // Data is promised that cannot be had, and there is no way left to say so.
+                            self.over = true;
+                            self.abandon_waiting();
+                        }
+                        None
+                    }
+                }
+            }
+            Job::Trim { cookie, left } => {
+                let (now, left) = slice(device, left, ZERO_SLICE);
+                device.trim(&now, cx.magazine);
+                if left.is_empty() {
+                    self.conclude(cookie, Ok(()), cx.output);
+                    return None;
+                }
+                Some(Job::Trim { cookie, left })
+            }
+            Job::WriteZeroes { cookie, left, allocate } => {
+                let (now, left) = slice(device, left, if allocate { ALLOCATE_SLICE } else { ZERO_SLICE });
+                let result = device.write_zeroes(now, allocate, cx.magazine);
+                if left.is_empty() || result.is_err() {
+                    self.conclude(cookie, result, cx.output);
+                    return None;
+                }
+                Some(Job::WriteZeroes { cookie, left, allocate })
+            }
+        }
+    }
+
+    /// Queues the part `now` of the reply to a read of `whole`.
+    fn read_slice(
+        &mut self,
+        cookie: Cookie,
+        whole: &Range<u64>,
+        now: Range<u64>,
+        dont_fragment: bool,
+        base_length: &mut Option<u64>,
+        cx: &mut Context<'_>,
+    ) -> Outcome<()> {
+        let device = self.attachment.session().device();
+        let continued = now.start > whole.start;
+        let structured = self.negotiated.structured_replies;
+        let pieces = &mut *cx.pieces;
+        let mut base_end = 0;
+        device.read(now.clone(), |piece| {
+            if let Piece::Base { offset, len } = &piece {
+                base_end = base_end.max(offset + *len as u64);
+            }
+            pieces.push(piece);
+        });
+        if base_end > 0 && base_end > *base_length.get_or_insert_with(|| device.image().length_now()) {
+            let runs = pieces.drain(..).filter_map(|piece| match piece {
+                Piece::Blocks { run, .. } => Some(run),
+                _ => None,
+            });
+            runs.flat_map(SlotRun::into_slots).for_each(|slot| cx.magazine.release(slot));
+            return Err(ErrorKind::Io);
+        }
+        cx.output.put_read(cookie, structured, continued, |output| {
+            if structured && !dont_fragment {
+                put_chunks(output, cookie, &now, now.end == whole.end, pieces);
+            } else {
+                if !continued && structured {
+                    put_one_chunk_header(output, cookie, whole);
+                } else if !continued {
+                    output.put(&simple_reply(None, cookie));
+                }
+                pieces.drain(..).for_each(|piece| output.put_piece(piece));
+            }
+        });
+        Ok(())
+    }
+}
+
+/// The header of a structured reply to a read in one chunk.
+fn put_one_chunk_header(output: &mut Output, cookie: Cookie, whole: &Range<u64>) {
+    match u32::try_from(whole.end - whole.start) {
+        Ok(0) | Err(_) => output.put(&none_chunk(cookie)),
+        Ok(length) => output.put(&data_chunk_header(REPLY_FLAG_DONE, cookie, whole.start, length)),
+    }
+}
+
+/// Structured chunks: one for each stretch of data, one for each hole.
+fn put_chunks(output: &mut Output, cookie: Cookie, range: &Range<u64>, last: bool, pieces: &mut Vec<Piece>) {
+    if pieces.is_empty() && last {
+        return output.put(&none_chunk(cookie));
+    }
+    let is_hole = |piece: &Piece| matches!(piece, Piece::Zero { .. });
+    let mut offset = range.start;
+    let mut rest = pieces.drain(..).peekable();
+    let mut stretch: Vec<Piece> = Vec::new();
+    while let Some(first) = rest.next() {
+        let hole = is_hole(&first);
+        let mut length = first.len() as u64;
+        stretch.push(first);
+        while let Some(next) = rest.next_if(|next| is_hole(next) == hole) {
+            length += next.len() as u64;
+            stretch.push(next);
+        }
+        let flags = if last && offset + length == range.end { REPLY_FLAG_DONE } else { 0 };
+        // A slice is far below 4 GiB.
+        let short = u32::try_from(length).unwrap_or(u32::MAX);
+        if hole {
+            stretch.clear();
+            output.put(&hole_chunk(flags, cookie, offset, short));
+        } else {
+            output.put(&data_chunk_header(flags, cookie, offset, short));
+            stretch.drain(..).for_each(|piece| output.put_piece(piece));
+        }
+        offset += length;
+    }
+}
+
+/// Cuts a slice off the front, at the border of a block.
+fn slice(device: &Device, range: Range<u64>, most: u64) -> (Range<u64>, Range<u64>) {
+    let border = (range.start + most) / most * most;
+    debug_assert_eq!(border % device.overlay().block_size().bytes(), 0);
+    let middle = border.min(range.end);
+    (range.start..middle, middle..range.end)
+}
+
+fn block_status(device: &Device, cookie: Cookie, range: Range<u64>, one: bool, output: &mut Output) {
+    let most = if one { 1 } else { MOST_EXTENTS };
+    let mut extents: Vec<BlockDescriptor> = Vec::new();
+    device.extents(range, |extent| {
+        let flags = if extent.hole { STATE_HOLE | STATE_ZERO } else { 0 };
+        // The range itself is at most 4 GiB.
+        extents.push(BlockDescriptor { length: u32::try_from(extent.len).unwrap_or(u32::MAX), flags });
+        extents.len() < most
+    });
+    let mut bytes = Vec::new();
+    append_block_status_chunk(&mut bytes, REPLY_FLAG_DONE, cookie, META_CONTEXT_BASE_ALLOCATION, &extents);
+    output.put(&bytes);
+}

@@ -1,0 +1,343 @@
+//! The transmission phase of one connection: requests in, replies out, no I/O of its own.
+//!
+//! ```text
+//!   input ──> header ──> validate ──> act ──────────────> Output (sent by the worker, many replies a call)
+//!               │                      ├─ needs cold base pages: set aside, a Warm order goes out, done on its return
+//!               │                      └─ takes long (a huge read, trim ..): a Job, done slice by slice
+//!               └ payload of a write: what has arrived is taken, the rest is received straight into block memory
+//! ```
+//!
+//! Requests are acted on in the order they came, but for those set aside, which the specification allows to be
+//! answered later. A refused request never takes the stream out of step: the payload of a refused write is thrown
+//! away before the next header is looked for.
+
+mod act;
+mod output;
+mod validate;
+
+pub use output::{Flushed, Output};
+pub use validate::MAX_PAYLOAD;
+
+use crate::cow::{Fragment, Incoming, Piece};
+use crate::handshake::Negotiated;
+use crate::overlay::Magazine;
+use crate::proto::{Command, Cookie, REPLY_FLAG_DONE, Request, error_chunk, simple_reply};
+use crate::session::{Attachment, Session};
+use crate::sys::KernelSpanMut;
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use validate::{Action, Refused, validate};
+
+/// Requests of one connection that may wait for cold base pages at a time.
+const MOST_WAITING: usize = 64;
+
+/// Base pages that must be in memory before a request can be done: an order to whoever may wait for a disk.
+#[derive(Debug)]
+pub struct Warm {
+    /// Whose base.
+    pub session: Arc<Session>,
+    /// Which bytes of it.
+    pub range: Range<u64>,
+    /// What to call the order when it is done: see [`Transmission::warmed`].
+    pub ticket: u64,
+}
+
+/// What acting on requests takes from its surroundings.
+pub struct Context<'a> {
+    /// Free block memory.
+    pub magazine: &'a mut Magazine,
+    /// Replies.
+    pub output: &'a mut Output,
+    /// Orders for cold base pages.
+    pub orders: &'a mut Vec<Warm>,
+    /// Scratch for the read at hand; empty between reads.
+    pub pieces: &'a mut Vec<Piece>,
+}
+
+/// Why no more can be done now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pause {
+    /// More input is needed.
+    Input,
+    /// The output should be sent first.
+    Output,
+    /// Others should have a turn; then go on.
+    Turn,
+    /// Requests that were set aside must come back first.
+    Waiting,
+    /// The client said goodbye and everything is answered, or the stream is out of step.
+    Over,
+}
+
+/// The payload of a write, on its way.
+#[derive(Debug)]
+enum Payload {
+    /// It goes to its blocks.
+    Wanted { cookie: Cookie, incoming: Incoming },
+    /// The write was refused: it goes nowhere.
+    Unwanted { left: u64, cookie: Cookie, refused: Refused },
+}
+
+/// Something that is done slice by slice.
+#[derive(Debug)]
+enum Job {
+    Read { cookie: Cookie, whole: Range<u64>, next: u64, dont_fragment: bool },
+    Trim { cookie: Cookie, left: Range<u64> },
+    WriteZeroes { cookie: Cookie, left: Range<u64>, allocate: bool },
+}
+
+/// A request that was set aside.
+#[derive(Debug)]
+enum Aside {
+    Read { cookie: Cookie, range: Range<u64>, dont_fragment: bool },
+    Write { cookie: Cookie, fragments: Vec<Fragment> },
+    WriteZeroes { cookie: Cookie, range: Range<u64>, allocate: bool },
+    Cache { cookie: Cookie },
+}
+
+/// The transmission phase of one connection.
+#[derive(Debug)]
+pub struct Transmission {
+    attachment: Attachment,
+    negotiated: Negotiated,
+    payload: Option<Payload>,
+    job: Option<Job>,
+    waiting: Vec<(u64, Aside)>,
+    /// Those whose pages have come, and whether they could be read.
+    back: VecDeque<(Aside, bool)>,
+    next_ticket: u64,
+    /// The last write was a large one: the next probably is, too.
+    bulk: bool,
+    over: bool,
+}
+
+impl Transmission {
+    /// Writes from this length on are large: worth receiving straight into their blocks.
+    const BULK: u32 = 16 << 10;
+
+    /// The phase that begins when the handshake has ended.
+    #[must_use]
+    pub fn new(attachment: Attachment, negotiated: Negotiated) -> Self {
+        Self {
+            attachment,
+            negotiated,
+            payload: None,
+            job: None,
+            waiting: Vec::new(),
+            back: VecDeque::new(),
+            next_ticket: 0,
+            bulk: false,
+            over: false,
+        }
+    }
+
+    /// The session it is about.
+    #[must_use]
+    pub fn attachment(&self) -> &Attachment {
+        &self.attachment
+    }
+
+    /// Whether to receive little beyond what [`Transmission::payload_spans`] takes, as the next payload would only be
+    /// copied from there.
+    #[must_use]
+    pub fn prefers_small_input(&self) -> bool {
+        self.bulk
+    }
+
+    /// Acts on `input` as far as possible. Returns the bytes used, and why it stopped.
+    pub fn consume(&mut self, input: &[u8], cx: &mut Context<'_>) -> (usize, Pause) {
+        let mut used = 0;
+        // The base's length is asked for once a batch, when first needed: see `act`.
+        let mut base_length = None;
+        let pause = loop {
+            if cx.output.is_full() {
+                break Pause::Output;
+            }
+            if let Some(job) = self.job.take() {
+                if let Some(rest) = self.work_on(job, &mut base_length, cx) {
+                    let pause = if matches!(rest, Job::Read { .. }) { Pause::Output } else { Pause::Turn };
+                    self.job = Some(rest);
+                    break pause;
+                }
+                continue;
+            }
+            if let Some((aside, readable)) = self.back.pop_front() {
+                self.take_up(aside, readable, &mut base_length, cx);
+                continue;
+            }
+            if let Some(payload) = self.payload.take() {
+                used += self.receive(payload, &input[used..], cx);
+                if self.payload.is_some() {
+                    break Pause::Input;
+                }
+                continue;
+            }
+            if self.over {
+                break if self.waiting.is_empty() { Pause::Over } else { Pause::Waiting };
+            }
+            if self.waiting.len() >= MOST_WAITING {
+                break Pause::Waiting;
+            }
+            let Some((header, rest)) = input[used..].split_first_chunk() else { break Pause::Input };
+            let Ok(request) = Request::parse(header) else {
+                tracing::debug!("request without magic: the stream is out of step");
+                self.over = true;
+                self.abandon_waiting();
+                break Pause::Over;
+            };
+            used += Request::SIZE;
+            used += self.begin(&request, rest, &mut base_length, cx);
+        };
+        (used, pause)
+    }
+
+    /// Decides about a request and acts on it; returns the bytes of `rest`, what came behind its header, that it used.
+    fn begin(
+        &mut self,
+        request: &Request,
+        rest: &[u8],
+        base_length: &mut Option<u64>,
+        cx: &mut Context<'_>,
+    ) -> usize {
+        let cookie = request.cookie;
+        self.bulk = request.command == Command::Write && request.length >= Self::BULK;
+        match validate(request, self.attachment.session().device().size(), &self.negotiated) {
+            Ok(Action::Write { range }) => return self.begin_write(cookie, range, rest, cx),
+            Ok(action) => self.act(cookie, action, base_length, cx),
+            Err(refused) if request.command == Command::Write && request.length > 0 => {
+                let left = u64::from(request.length);
+                self.payload = Some(Payload::Unwanted { left, cookie, refused });
+            }
+            Err(refused) => self.refuse(cookie, refused, cx.output),
+        }
+        0
+    }
+
+    /// A write: at once where the payload is there already, else its payload is waited for.
+    fn begin_write(&mut self, cookie: Cookie, range: Range<u64>, rest: &[u8], cx: &mut Context<'_>) -> usize {
+        let device = self.attachment.session().device();
+        let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+        match rest.get(..length) {
+            Some(payload) if device.write_needs(&range).is_none() => {
+                let result = device.write(range.start, payload, cx.magazine);
+                self.conclude(cookie, result, cx.output);
+                length
+            }
+            _ => {
+                self.payload = Some(Payload::Wanted { cookie, incoming: Incoming::new(range) });
+                0
+            }
+        }
+    }
+
+    /// The memory that the next bytes of the payload belong in, if one is on its way.
+    pub fn payload_spans(&mut self) -> impl Iterator<Item = KernelSpanMut<'_>> {
+        let device = self.attachment.session().device();
+        let incoming = match &mut self.payload {
+            Some(Payload::Wanted { incoming, .. }) => Some(incoming),
+            _ => None,
+        };
+        incoming.into_iter().flat_map(|incoming| incoming.spans(device))
+    }
+
+    /// Notes that `count` bytes were received into [`Transmission::payload_spans`].
+    pub fn payload_received(&mut self, count: u64) {
+        if let Some(Payload::Wanted { incoming, .. }) = &mut self.payload {
+            incoming.advance(count);
+        }
+    }
+
+    /// Takes up the payload; returns how much of `input` belonged to it. It stays if more is to come.
+    fn receive(&mut self, payload: Payload, input: &[u8], cx: &mut Context<'_>) -> usize {
+        let device = self.attachment.session().device();
+        match payload {
+            Payload::Unwanted { left, cookie, refused } => {
+                let used = usize::try_from(left).unwrap_or(usize::MAX).min(input.len());
+                match left - used as u64 {
+                    0 => self.refuse(cookie, refused, cx.output),
+                    left => self.payload = Some(Payload::Unwanted { left, cookie, refused }),
+                }
+                used
+            }
+            Payload::Wanted { cookie, mut incoming } => {
+                let mut used = 0;
+                loop {
+                    let step = incoming
+                        .close_window(device, cx.magazine)
+                        .and_then(|()| incoming.open_window(device, cx.magazine));
+                    if let Err(error) = step {
+                        let (left, refused) = (incoming.missing(), Refused::from(error));
+                        incoming.abandon(device, cx.magazine);
+                        self.payload = Some(Payload::Unwanted { left, cookie, refused });
+                        return used;
+                    }
+                    if incoming.missing() == 0 {
+                        self.write_fragments(cookie, incoming.into_fragments(), cx);
+                        return used;
+                    }
+                    let taken = incoming.take(&input[used..], device);
+                    used += taken;
+                    if taken == 0 {
+                        self.payload = Some(Payload::Wanted { cookie, incoming });
+                        return used;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether there is more to do before new input is needed.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        self.job.is_some() || !self.back.is_empty()
+    }
+
+    /// Takes note that the order `ticket` was carried out, and whether the pages could be read.
+    pub fn warmed(&mut self, ticket: u64, readable: bool) {
+        if let Some(at) = self.waiting.iter().position(|(waiting, _)| *waiting == ticket) {
+            let (_, aside) = self.waiting.swap_remove(at);
+            self.back.push_back((aside, readable));
+        }
+    }
+
+    fn set_aside(&mut self, range: Range<u64>, aside: Aside, cx: &mut Context<'_>) {
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.waiting.push((ticket, aside));
+        cx.orders.push(Warm { session: Arc::clone(self.attachment.session()), range, ticket });
+    }
+
+    fn abandon_waiting(&mut self) {
+        self.waiting.clear();
+        self.back.clear();
+    }
+
+    /// Gives back what an unfinished write holds. What was not acted on never happened.
+    pub fn close(&mut self, magazine: &mut Magazine) {
+        if let Some(Payload::Wanted { incoming, .. }) = self.payload.take() {
+            incoming.abandon(self.attachment.session().device(), magazine);
+        }
+        self.abandon_waiting();
+        self.job = None;
+    }
+
+    /// Answers a request that has no data in its reply.
+    fn conclude(&self, cookie: Cookie, result: crate::overlay::Outcome<()>, output: &mut Output) {
+        match result {
+            Ok(()) => output.put(&simple_reply(None, cookie)),
+            Err(kind) => self.refuse(cookie, kind.into(), output),
+        }
+    }
+
+    /// Answers with an error. Where reads are answered by structured replies, so are their errors, and those of the
+    /// others, too: then there is room for words.
+    fn refuse(&self, cookie: Cookie, refused: Refused, output: &mut Output) {
+        let Refused { errno, message } = refused;
+        if self.negotiated.structured_replies {
+            output.put(&error_chunk(REPLY_FLAG_DONE, cookie, errno, message));
+        } else {
+            output.put(&simple_reply(Some(errno), cookie));
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! Replies on their way out: headers of our own, data where it lies, sent by as few calls as possible.
+//!
+//! ```text
+//!   segments   |header|base bytes|header|slot bytes|header header|zeroes| ...      one sendmsg, up to 1024 spans
+//!   replies     ^                 ^                 (where each reply to a read begins)
+//! ```
+//!
+//! Nothing is copied but headers. Slots are held until they are sent, so nothing that a client was told can be
+//! recycled under it. A base page that cannot be read makes the send fail; the replies that touch it are then turned
+//! into error replies, unless the client has got the beginning of one already: then only hanging up is honest.
+
+use crate::cow::{Device, Piece};
+use crate::overlay::Magazine;
+use crate::proto::{Cookie, Errno, REPLY_FLAG_DONE, error_chunk, simple_reply};
+use crate::sys::{self, KernelSpan, MAX_SPANS, SlotRun};
+use arrayvec::ArrayVec;
+use std::io;
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
+
+/// Past this many bytes, replies are sent before more of them are made.
+const ENOUGH_BYTES: u64 = 1 << 20;
+/// Past this many segments, likewise: what one call can send.
+const ENOUGH_SEGMENTS: usize = MAX_SPANS - 64;
+
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+
+#[derive(Debug)]
+enum Segment {
+    /// A part of `Output::bytes`.
+    Inline { start: usize, len: usize },
+    /// A part of the base image.
+    Base { offset: u64, len: usize },
+    /// A part of some slots.
+    Blocks { run: SlotRun, at: usize, len: usize },
+    /// Zeroes.
+    Zero { len: usize },
+    /// Already sent.
+    Sent,
+}
+
+impl Segment {
+    fn len(&self) -> usize {
+        match self {
+            Self::Inline { len, .. }
+            | Self::Base { len, .. }
+            | Self::Blocks { len, .. }
+            | Self::Zero { len } => *len,
+            Self::Sent => 0,
+        }
+    }
+}
+
+/// A reply to a read that has bytes of the base in it: it can be taken back as long as nothing of it is sent.
+#[derive(Debug)]
+struct ReadReply {
+    segments: Range<usize>,
+    cookie: Cookie,
+    structured: bool,
+    /// Whether its beginning went out before.
+    continued: bool,
+}
+
+/// What became of an attempt to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flushed {
+    /// Everything is sent.
+    All,
+    /// The socket takes no more now.
+    Blocked,
+}
+
+/// Replies on their way out.
+#[derive(Debug, Default)]
+pub struct Output {
+    bytes: Vec<u8>,
+    segments: Vec<Segment>,
+    reads: Vec<ReadReply>,
+    /// No bytes are added to segments before this one.
+    border: usize,
+    /// Bytes that are not sent.
+    queued: u64,
+    /// The first segment that is not sent altogether, and what of it is.
+    next: usize,
+    next_sent: usize,
+}
+
+impl Output {
+    /// Whether there is nothing to send.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.queued == 0
+    }
+
+    /// Whether it should be sent before more is added.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.queued >= ENOUGH_BYTES || self.segments.len() >= ENOUGH_SEGMENTS
+    }
+
+    /// Adds bytes of the server's own.
+    pub fn put(&mut self, bytes: &[u8]) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(bytes);
+        self.queued += bytes.len() as u64;
+        let count = self.segments.len();
+        match self.segments.last_mut() {
+            // Not across the border of a reply to a read, so that it can be replaced.
+            Some(Segment::Inline { start: first, len }) if *first + *len == start && self.border < count => {
+                *len += bytes.len();
+            }
+            _ => self.segments.push(Segment::Inline { start, len: bytes.len() }),
+        }
+    }
+
+    /// Adds a reply to a read, or the next part of one (`continued`), by what `put` puts.
+    pub(super) fn put_read(
+        &mut self,
+        cookie: Cookie,
+        structured: bool,
+        continued: bool,
+        put: impl FnOnce(&mut Self),
+    ) {
+        let start = self.segments.len();
+        self.border = start;
+        put(self);
+        let end = self.segments.len();
+        self.border = end;
+        if self.segments[start..end].iter().any(|segment| matches!(segment, Segment::Base { .. })) {
+            self.reads.push(ReadReply { segments: start..end, cookie, structured, continued });
+        }
+    }
+
+    /// Adds data.
+    pub(super) fn put_piece(&mut self, piece: Piece) {
+        let segment = match piece {
+            Piece::Base { offset, len } => Segment::Base { offset, len },
+            Piece::Blocks { run, at, len } => Segment::Blocks { run, at, len },
+            Piece::Zero { len } => Segment::Zero { len },
+        };
+        self.queued += segment.len() as u64;
+        self.segments.push(segment);
+    }
+
+    /// Sends as much as the socket takes. `device` is where the data of the replies lies; before there is one, there
+    /// are only bytes of the server's own.
+    ///
+    /// # Errors
+    /// When the connection is of no more use: the client is gone, or part of a reply is sent whose rest cannot be
+    /// read.
+    pub fn flush(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        device: Option<&Device>,
+        magazine: &mut Magazine,
+    ) -> io::Result<Flushed> {
+        while !self.is_empty() {
+            let sent = sys::send(socket, &self.spans(device));
+            match sent {
+                Ok(sent) => self.advance(sent, magazine),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Flushed::Blocked),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.raw_os_error() == Some(libc::EFAULT) => {
+                    self.take_back_unreadable(device.ok_or(error)?, magazine)?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.clear(magazine);
+        Ok(Flushed::All)
+    }
+
+    fn spans<'a>(&'a self, device: Option<&'a Device>) -> ArrayVec<KernelSpan<'a>, MAX_SPANS> {
+        let mut spans = ArrayVec::new();
+        let mut skip = self.next_sent;
+        for segment in &self.segments[self.next..] {
+            let span = match (segment, device) {
+                (Segment::Inline { start, len }, _) => KernelSpan::new(&self.bytes[*start..*start + *len]),
+                (Segment::Base { offset, len }, Some(device)) => device.image().span(*offset, *len),
+                (Segment::Blocks { run, at, len }, Some(device)) => {
+                    KernelSpan::new(&device.overlay().pool().arena().run_bytes(run)[*at..*at + *len])
+                }
+                (Segment::Zero { len }, _) => {
+                    let mut left = *len - skip;
+                    skip = 0;
+                    while left > 0 && !spans.is_full() {
+                        let now = left.min(ZEROES.len());
+                        spans.push(KernelSpan::new(&ZEROES[..now]));
+                        left -= now;
+                    }
+                    if left > 0 {
+                        break;
+                    }
+                    continue;
+                }
+                (Segment::Sent, _) => continue,
+                (Segment::Base { .. } | Segment::Blocks { .. }, None) => {
+                    unreachable!("data is only put by a transmission, which has a device")
+                }
+            };
+            if spans.is_full() {
+                break;
+            }
+            spans.push(span.skip(skip));
+            skip = 0;
+        }
+        spans
+    }
+
+    fn advance(&mut self, mut sent: usize, magazine: &mut Magazine) {
+        self.queued -= sent as u64;
+        while let Some(segment) = self.segments.get_mut(self.next) {
+            let left = segment.len() - self.next_sent;
+            if sent < left {
+                self.next_sent += sent;
+                return;
+            }
+            sent -= left;
+            if let Segment::Blocks { run, .. } = std::mem::replace(segment, Segment::Sent) {
+                run.into_slots().for_each(|slot| magazine.release(slot));
+            }
+            self.next += 1;
+            self.next_sent = 0;
+        }
+    }
+
+    /// Replaces the replies that touch unreadable parts of the base by error replies.
+    fn take_back_unreadable(&mut self, device: &Device, magazine: &mut Magazine) -> io::Result<()> {
+        let mut reads = std::mem::take(&mut self.reads);
+        let mut lost = false;
+        // From the last to the first, so that what is replaced does not move what is still to be looked at.
+        for index in (0..reads.len()).rev() {
+            let ReadReply { segments: Range { start, end }, continued, .. } = reads[index];
+            let readable = self.segments[start..end].iter().all(|segment| match segment {
+                Segment::Base { offset, len } => device.image().can_read(*offset, *len),
+                _ => true,
+            });
+            if readable {
+                continue;
+            }
+            if continued || start < self.next || (start == self.next && self.next_sent > 0) {
+                lost = true;
+                continue;
+            }
+            let bytes = read_error(&reads[index]);
+            let error = Segment::Inline { start: self.bytes.len(), len: bytes.len() };
+            self.bytes.extend_from_slice(&bytes);
+            self.segments.splice(start..end, [error]).for_each(|segment| release(segment, magazine));
+            reads.remove(index);
+            for later in &mut reads[index..] {
+                later.segments.start -= end - start - 1;
+                later.segments.end -= end - start - 1;
+            }
+        }
+        self.reads = reads;
+        let unsent: u64 = self.segments[self.next..].iter().map(|segment| segment.len() as u64).sum();
+        self.queued = unsent - self.next_sent as u64;
+        if lost {
+            return Err(io::Error::other("Base image cannot be read in the middle of a reply"));
+        }
+        Ok(())
+    }
+
+    /// Throws everything away.
+    pub fn clear(&mut self, magazine: &mut Magazine) {
+        self.segments.drain(..).for_each(|segment| release(segment, magazine));
+        self.bytes.clear();
+        self.reads.clear();
+        (self.border, self.queued, self.next, self.next_sent) = (0, 0, 0, 0);
+    }
+}
+
+fn release(segment: Segment, magazine: &mut Magazine) {
+    if let Segment::Blocks { run, .. } = segment {
+        run.into_slots().for_each(|slot| magazine.release(slot));
+    }
+}
+
+fn read_error(read: &ReadReply) -> Vec<u8> {
+    if read.structured {
+        error_chunk(REPLY_FLAG_DONE, read.cookie, Errno::Io, "base image cannot be read")
+    } else {
+        simple_reply(Some(Errno::Io), read.cookie).to_vec()
+    }
+}

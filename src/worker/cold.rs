@@ -1,0 +1,43 @@
+//! Whoever may wait for a disk: threads that bring base pages into memory, and one that sees which have gone.
+
+use super::Shared;
+use super::mailbox::Message;
+use crate::transmission::Warm;
+use crossbeam::channel::Receiver;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// An order to the warmers.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// Bring pages into memory, and tell connection `token` of `worker`.
+    Warm { worker: usize, token: u64, warm: Warm },
+    /// End.
+    Stop,
+}
+
+/// A warmer's life.
+pub(super) fn warm(orders: &Receiver<Order>, shared: &Shared) {
+    while let Ok(Order::Warm { worker, token, warm }) = orders.recv() {
+        let Warm { session, range, ticket } = warm;
+        let readable = match session.device().image().warm(range.clone()) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(?range, %error, "base image cannot be read");
+                false
+            }
+        };
+        shared.mailboxes[worker].send(Message::Warmed { token, ticket, readable });
+    }
+}
+
+/// The watcher's life: as long as somebody is connected, looks which pages of the images the kernel has dropped.
+pub(super) fn watch(shared: &Shared) {
+    while !shared.stopping.load(Ordering::Acquire) {
+        std::thread::park_timeout(Duration::from_secs(1));
+        let busy = shared.mailboxes.iter().any(|mailbox| mailbox.load().load(Ordering::Relaxed) > 0);
+        if busy {
+            shared.registry.sources().iter().for_each(|source| source.latest().recheck_residency());
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! One connection: what arrived and was not used, what is to be sent, and the phase it is in.
+//!
+//! A connection costs little while it is idle: it receives into its worker's buffer and borrows its worker's queue for
+//! replies, and keeps what is left over, which for a client that behaves is nothing.
+
+use super::Shared;
+use super::environment::Exports;
+use crate::cow::{Device, Piece};
+use crate::handshake::{Handshake, Progress};
+use crate::net::Stream;
+use crate::overlay::Magazine;
+use crate::sys::{self, KernelSpanMut, MAX_SPANS};
+use crate::transmission::{Context, Flushed, Output, Pause, Transmission, Warm};
+use arrayvec::ArrayVec;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+/// Bytes that one call receives at most, beside payload that goes to its place.
+pub(super) const BUFFER: usize = 256 << 10;
+/// The same, when a large payload is expected behind the next header.
+const SMALL_BUFFER: usize = 4 << 10;
+/// Receives in a row before others have a turn.
+const ROUNDS: usize = 4;
+
+/// What a worker lends to the connection that it drives.
+#[derive(Debug)]
+pub(super) struct Tools {
+    pub(super) buffer: Box<[u8]>,
+    pub(super) magazine: Magazine,
+    pub(super) orders: Vec<Warm>,
+    pub(super) pieces: Vec<Piece>,
+    pub(super) output: Output,
+}
+
+impl Tools {
+    pub(super) fn new(magazine: Magazine) -> Self {
+        Self {
+            buffer: vec![0; BUFFER].into(),
+            magazine,
+            orders: Vec::new(),
+            pieces: Vec::new(),
+            output: Output::default(),
+        }
+    }
+}
+
+/// What a connection waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Input.
+    Readable,
+    /// Room for output.
+    Writable,
+    /// Its next turn: it has work.
+    Again,
+    /// Base pages.
+    Warmed,
+    /// Nothing any more.
+    Close,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Handshake(Box<Handshake>),
+    Transmission(Box<Transmission>),
+    /// What is queued is still sent.
+    Closing,
+}
+
+#[derive(Debug)]
+pub(super) struct Connection {
+    stream: Arc<Stream>,
+    phase: Phase,
+    rest: Vec<u8>,
+    output: Output,
+    /// What the event loop was last told to wait for.
+    pub(super) waits_for: Next,
+}
+
+/// The part of a worker's buffer that holds input of the connection at hand.
+struct Input<'a> {
+    buffer: &'a mut [u8],
+    start: usize,
+    end: usize,
+}
+
+impl Input<'_> {
+    fn bytes(&self) -> &[u8] {
+        &self.buffer[self.start..self.end]
+    }
+
+    /// Moves what is left to the front, to make room behind it.
+    fn make_room(&mut self) {
+        self.buffer.copy_within(self.start..self.end, 0);
+        (self.start, self.end) = (0, self.end - self.start);
+    }
+}
+
+impl Connection {
+    pub(super) fn new(stream: Stream, shared: &Shared) -> Self {
+        let handshake = Handshake::new(shared.knobs);
+        let mut output = Output::default();
+        output.put(&handshake.greeting());
+        Self {
+            stream: Arc::new(stream),
+            phase: Phase::Handshake(Box::new(handshake)),
+            rest: Vec::new(),
+            output,
+            waits_for: Next::Readable,
+        }
+    }
+
+    pub(super) fn socket(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+
+    pub(super) fn is_in_handshake(&self) -> bool {
+        matches!(self.phase, Phase::Handshake(_))
+    }
+
+    pub(super) fn peer(&self) -> &crate::net::Peer {
+        self.stream.peer()
+    }
+
+    /// Notes that base pages came.
+    pub(super) fn warmed(&mut self, ticket: u64, readable: bool) {
+        if let Phase::Transmission(transmission) = &mut self.phase {
+            transmission.warmed(ticket, readable);
+        }
+    }
+
+    /// Does what can be done now.
+    pub(super) fn drive(&mut self, tools: &mut Tools, shared: &Shared) -> Next {
+        let lent = self.output.is_empty();
+        if lent {
+            std::mem::swap(&mut self.output, &mut tools.output);
+        }
+        let Tools { buffer, magazine, orders, pieces, output: idle } = tools;
+        let mut input = Input { buffer, start: 0, end: self.rest.len() };
+        input.buffer[..input.end].copy_from_slice(&self.rest);
+        self.rest.clear();
+        let next = self.work(&mut input, magazine, orders, pieces, shared);
+        if next != Next::Close {
+            self.rest.extend_from_slice(input.bytes());
+            if self.rest.is_empty() {
+                self.rest = Vec::new();
+            }
+        }
+        if self.output.is_empty() {
+            self.output.clear(magazine);
+            if lent {
+                std::mem::swap(&mut self.output, idle);
+            } else {
+                self.output = Output::default();
+            }
+        }
+        next
+    }
+
+    fn work(
+        &mut self,
+        input: &mut Input<'_>,
+        magazine: &mut Magazine,
+        orders: &mut Vec<Warm>,
+        pieces: &mut Vec<Piece>,
+        shared: &Shared,
+    ) -> Next {
+        let mut rounds = 0;
+        // Replies that a client did not take come before anything that could make more of them.
+        match self.flush(magazine) {
+            Ok(Flushed::All) => {}
+            Ok(Flushed::Blocked) => return Next::Writable,
+            Err(error) => return self.lost(&error),
+        }
+        loop {
+            let pause = self.act(input, magazine, orders, pieces, shared);
+            match self.flush(magazine) {
+                Ok(Flushed::All) => {}
+                Ok(Flushed::Blocked) => return Next::Writable,
+                Err(error) => return self.lost(&error),
+            }
+            match pause {
+                Pause::Over => return Next::Close,
+                Pause::Waiting => return Next::Warmed,
+                Pause::Turn => return Next::Again,
+                Pause::Output if rounds < ROUNDS => {
+                    rounds += 1;
+                    continue;
+                }
+                Pause::Input if rounds < ROUNDS => rounds += 1,
+                Pause::Output | Pause::Input => return Next::Again,
+            }
+            match self.receive(input) {
+                Ok(0) => return Next::Close,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Next::Readable,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => return Next::Again,
+                Err(error) => return self.lost(&error),
+            }
+        }
+    }
+
+    fn lost(&self, error: &io::Error) -> Next {
+        tracing::debug!(peer = %self.stream.peer(), %error, "connection lost");
+        Next::Close
+    }
+
+    /// Acts on the input.
+    fn act(
+        &mut self,
+        input: &mut Input<'_>,
+        magazine: &mut Magazine,
+        orders: &mut Vec<Warm>,
+        pieces: &mut Vec<Piece>,
+        shared: &Shared,
+    ) -> Pause {
+        if let Phase::Handshake(handshake) = &mut self.phase {
+            let exports = Exports { shared, stream: &self.stream };
+            let mut replies = Vec::new();
+            let (used, progress) = handshake.receive(&exports, input.bytes(), &mut replies);
+            input.start += used;
+            self.output.put(&replies);
+            match progress {
+                Progress::More => return Pause::Input,
+                Progress::Closed => {
+                    if let Some(reason) = handshake.close_reason() {
+                        tracing::debug!(peer = %self.stream.peer(), %reason, "handshake ended");
+                    }
+                    self.phase = Phase::Closing;
+                }
+                Progress::Ready { export, info, negotiated } => {
+                    tracing::debug!(peer = %self.stream.peer(), export = info.name, "transmission begins");
+                    self.phase = Phase::Transmission(Box::new(Transmission::new(export, negotiated)));
+                }
+            }
+        }
+        let Phase::Transmission(transmission) = &mut self.phase else { return Pause::Over };
+        let line = Arc::clone(transmission.attachment().line());
+        let Some(_turn) = line.turn() else {
+            tracing::debug!(peer = %self.stream.peer(), "client is gone and its session was attached again");
+            return Pause::Over;
+        };
+        let mut cx = Context { magazine, output: &mut self.output, orders, pieces };
+        let (used, pause) = transmission.consume(input.bytes(), &mut cx);
+        input.start += used;
+        pause
+    }
+
+    fn flush(&mut self, magazine: &mut Magazine) -> io::Result<Flushed> {
+        if self.output.is_empty() {
+            return Ok(Flushed::All);
+        }
+        let device = device(&self.phase);
+        self.output.flush(self.stream.as_fd(), device, magazine)
+    }
+
+    /// Receives payload to its place, and whatever comes behind it into the buffer. Returns the bytes received.
+    fn receive(&mut self, input: &mut Input<'_>) -> io::Result<usize> {
+        input.make_room();
+        let end = input.end;
+        let Phase::Transmission(transmission) = &mut self.phase else {
+            let count =
+                sys::receive(self.stream.as_fd(), &mut [KernelSpanMut::new(&mut input.buffer[end..])])?;
+            input.end += count;
+            return Ok(count);
+        };
+        let room = if transmission.prefers_small_input() { SMALL_BUFFER } else { BUFFER }.max(end + 1);
+        let mut spans = ArrayVec::<KernelSpanMut<'_>, MAX_SPANS>::new();
+        let mut expected = 0;
+        for span in transmission.payload_spans().take(MAX_SPANS - 1) {
+            expected += span.len();
+            spans.push(span);
+        }
+        spans.push(KernelSpanMut::new(&mut input.buffer[end..room.min(BUFFER)]));
+        let count = sys::receive(self.stream.as_fd(), &mut spans)?;
+        drop(spans);
+        let payload = count.min(expected);
+        transmission.payload_received(payload as u64);
+        input.end += count - payload;
+        Ok(count)
+    }
+
+    /// Gives back what it holds. What was not acted on never happened.
+    pub(super) fn close(mut self, magazine: &mut Magazine) {
+        self.output.clear(magazine);
+        if let Phase::Transmission(transmission) = &mut self.phase {
+            transmission.close(magazine);
+        }
+    }
+}
+
+fn device(phase: &Phase) -> Option<&Device> {
+    match phase {
+        Phase::Transmission(transmission) => Some(transmission.attachment().session().device()),
+        Phase::Handshake(_) | Phase::Closing => None,
+    }
+}

@@ -1,0 +1,292 @@
+//! A worker: one event loop, and the connections that were given to it.
+
+use super::Shared;
+use super::cold::Order;
+use super::connection::{Connection, Next, Tools};
+use super::mailbox::{Inbox, Message, least_loaded};
+use super::polling::Polling;
+use crate::error::{Error, Result};
+use crate::overlay::Magazine;
+use rustix::event::{Timespec, epoll};
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Events that are taken at a time.
+const EVENTS: usize = 256;
+/// Connections that are accepted at a time, before those that are there have a turn.
+const ACCEPTS: usize = 64;
+/// A client that has not finished its handshake by then is hung up on.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+/// How long to leave clients waiting when no connection can be accepted (out of descriptors, usually).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// After so long without anything to do, block memory that is kept ready is given back.
+const IDLE: Duration = Duration::from_millis(200);
+
+/// The bell's token; a listener's is this, less one, less its index. Connections count up from 0.
+const BELL: u64 = u64::MAX;
+
+pub(super) struct Worker {
+    index: usize,
+    shared: Arc<Shared>,
+    epoll: OwnedFd,
+    inbox: Inbox,
+    connections: HashMap<u64, Connection>,
+    next_token: u64,
+    /// Connections that have work and wait for their turn.
+    again: VecDeque<u64>,
+    /// Handshakes in the order in which they began.
+    handshakes: VecDeque<(Instant, u64)>,
+    accepts_again: Option<Instant>,
+    polling: Polling,
+    tools: Tools,
+}
+
+impl Worker {
+    pub(super) fn new(index: usize, inbox: Inbox, shared: Arc<Shared>) -> Result<Self> {
+        let failed = |error: rustix::io::Errno| Error::io("Cannot set up an event loop", error);
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?;
+        epoll::add(&epoll, inbox.bell(), epoll::EventData::new_u64(BELL), epoll::EventFlags::IN)
+            .map_err(failed)?;
+        let magazine = Magazine::new(Arc::clone(shared.registry.pool()));
+        let worker = Self {
+            index,
+            shared,
+            epoll,
+            inbox,
+            connections: HashMap::new(),
+            next_token: 0,
+            again: VecDeque::new(),
+            handshakes: VecDeque::new(),
+            accepts_again: None,
+            polling: Polling::default(),
+            tools: Tools::new(magazine),
+        };
+        worker.listen().map_err(failed)?;
+        Ok(worker)
+    }
+
+    /// Every worker listens; the kernel wakes one of them.
+    fn listen(&self) -> rustix::io::Result<()> {
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::EXCLUSIVE;
+        for (listener, token) in self.shared.listeners.iter().zip((0..BELL).rev()) {
+            epoll::add(&self.epoll, listener, epoll::EventData::new_u64(token), flags)?;
+        }
+        Ok(())
+    }
+
+    fn stop_listening(&self) {
+        for listener in &self.shared.listeners {
+            // It was added when the worker was made.
+            let _ = epoll::delete(&self.epoll, listener);
+        }
+    }
+
+    /// The worker's life, until the server stops.
+    pub(super) fn run(mut self) {
+        let mut events = Vec::with_capacity(EVENTS);
+        let mut idle = false;
+        while !self.shared.stopping.load(Ordering::Acquire) {
+            let sleep = if !self.again.is_empty() || self.polling.look() {
+                Some(Duration::ZERO)
+            } else {
+                self.next_deadline().or((!idle).then_some(IDLE))
+            };
+            let timeout = sleep.and_then(|sleep| Timespec::try_from(sleep).ok());
+            events.clear();
+            let waited =
+                epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref());
+            if let Err(error) = waited
+                && error != rustix::io::Errno::INTR
+            {
+                tracing::error!(%error, "event loop failed");
+                break;
+            }
+            if events.is_empty() && self.again.is_empty() {
+                if sleep == Some(Duration::ZERO) {
+                    // Looking for work must not keep the processor from whoever makes it.
+                    rustix::thread::sched_yield();
+                } else {
+                    idle = true;
+                    self.tools.magazine.flush();
+                }
+            } else {
+                idle = false;
+                self.polling.found();
+            }
+            for event in &events {
+                match event.data.u64() {
+                    BELL => self.read_mail(),
+                    token if token >= BELL - self.shared.listeners.len() as u64 => {
+                        self.accept(usize::try_from(BELL - 1 - token).unwrap_or(0));
+                    }
+                    token => self.on_event(token, event.flags),
+                }
+            }
+            for _ in 0..self.again.len() {
+                if let Some(token) = self.again.pop_front() {
+                    self.drive(token);
+                }
+            }
+            self.check_deadlines();
+        }
+        self.close_all();
+    }
+
+    fn close_all(mut self) {
+        while let Some(message) = self.inbox.next() {
+            drop(message);
+        }
+        for (_, connection) in self.connections.drain() {
+            connection.close(&mut self.tools.magazine);
+        }
+    }
+
+    fn read_mail(&mut self) {
+        self.inbox.silence();
+        while let Some(message) = self.inbox.next() {
+            match message {
+                Message::Connection(stream) => self.add(Connection::new(stream, &self.shared)),
+                Message::Warmed { token, ticket, readable } => {
+                    if let Some(connection) = self.connections.get_mut(&token) {
+                        connection.warmed(ticket, readable);
+                        // One that waits for its client to read must not make more for it to read.
+                        if connection.waits_for != Next::Writable {
+                            self.drive(token);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn accept(&mut self, listener: usize) {
+        for _ in 0..ACCEPTS {
+            match self.shared.listeners[listener].accept() {
+                Ok(None) => return,
+                Ok(Some(stream)) => {
+                    let worker = least_loaded(&self.shared.mailboxes, self.index);
+                    if worker == self.index {
+                        self.add(Connection::new(stream, &self.shared));
+                    } else {
+                        self.shared.mailboxes[worker].send(Message::Connection(stream));
+                    }
+                }
+                Err(error) => {
+                    if self.accepts_again.is_none() {
+                        tracing::warn!(%error, "cannot accept a connection; raise ulimit -n if this goes on");
+                        self.stop_listening();
+                    }
+                    self.accepts_again = Some(Instant::now() + ACCEPT_PAUSE);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Takes over a connection that was counted for this worker.
+    fn add(&mut self, connection: Connection) {
+        let token = self.next_token;
+        self.next_token += 1;
+        let added = epoll::add(
+            &self.epoll,
+            connection.socket(),
+            epoll::EventData::new_u64(token),
+            epoll::EventFlags::IN,
+        );
+        if let Err(error) = added {
+            tracing::warn!(peer = %connection.peer(), %error, "cannot watch a connection");
+            self.count_one_less();
+            return;
+        }
+        self.handshakes.push_back((Instant::now() + HANDSHAKE_TIME, token));
+        self.connections.insert(token, connection);
+        self.drive(token);
+    }
+
+    fn count_one_less(&self) {
+        self.shared.mailboxes[self.index].load().fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn on_event(&mut self, token: u64, flags: epoll::EventFlags) {
+        let gone = flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR);
+        let waits_for = self.connections.get(&token).map(|connection| connection.waits_for);
+        match waits_for {
+            // Nobody is there to read a reply. One that waits for input is driven, so that it learns of what is left
+            // of it first.
+            Some(Next::Warmed | Next::Writable) if gone => self.close(token),
+            // Its turn comes.
+            Some(Next::Again) | None => {}
+            Some(_) => self.drive(token),
+        }
+    }
+
+    fn drive(&mut self, token: u64) {
+        let Some(connection) = self.connections.get_mut(&token) else { return };
+        let next = connection.drive(&mut self.tools, &self.shared);
+        for warm in self.tools.orders.drain(..) {
+            // The warmers live as long as the workers do.
+            let _ = self.shared.cold.send(Order::Warm { worker: self.index, token, warm });
+        }
+        match next {
+            Next::Close => return self.close(token),
+            Next::Again => self.again.push_back(token),
+            _ => {}
+        }
+        if next != connection.waits_for {
+            let flags = match next {
+                Next::Readable => epoll::EventFlags::IN,
+                Next::Writable => epoll::EventFlags::OUT,
+                // Only that the client is gone is still of interest, which is told always.
+                Next::Again | Next::Warmed | Next::Close => epoll::EventFlags::empty(),
+            };
+            let data = epoll::EventData::new_u64(token);
+            if let Err(error) = epoll::modify(&self.epoll, connection.socket(), data, flags) {
+                tracing::warn!(%error, "cannot watch a connection");
+                return self.close(token);
+            }
+            connection.waits_for = next;
+        }
+    }
+
+    fn close(&mut self, token: u64) {
+        if let Some(connection) = self.connections.remove(&token) {
+            // Closing its descriptor also ends its events, but that waits for the session to let go of it.
+            let _ = epoll::delete(&self.epoll, connection.socket());
+            connection.close(&mut self.tools.magazine);
+            self.count_one_less();
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Duration> {
+        let handshake = self.handshakes.front().map(|(deadline, _)| *deadline);
+        let soonest = [handshake, self.accepts_again].into_iter().flatten().min()?;
+        Some(soonest.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)))
+    }
+
+    fn check_deadlines(&mut self) {
+        if self.handshakes.is_empty() && self.accepts_again.is_none() {
+            return;
+        }
+        let now = Instant::now();
+        while let Some(&(deadline, token)) = self.handshakes.front() {
+            let in_handshake = self.connections.get(&token).is_some_and(Connection::is_in_handshake);
+            if in_handshake && deadline > now {
+                break;
+            }
+            self.handshakes.pop_front();
+            if in_handshake {
+                tracing::debug!("handshake took too long");
+                self.close(token);
+            }
+        }
+        if self.accepts_again.is_some_and(|again| again <= now) {
+            self.accepts_again = None;
+            if let Err(error) = self.listen() {
+                tracing::error!(%error, "cannot listen again");
+            }
+        }
+    }
+}

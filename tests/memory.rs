@@ -1,0 +1,244 @@
+//! Memory is a budget: what is over it fails, only there, and nothing is lost; what is given back comes back.
+
+mod support;
+
+use support::server::{Serve, scratch};
+use support::{Checked, Client, GIB, Image, MIB, Random, Request, Server, assert_bytes, nbd};
+
+/// What a server may keep ready beyond what is in use, besides noise: its reserve of touched memory and its buffers.
+const SLACK: u64 = 48 * MIB;
+
+fn serve(size: u64, args: &[&str]) -> (tempfile::TempDir, Image, Server) {
+    let dir = scratch();
+    let image = Image::partly(dir.path().join("base.img"), size, 0..size.min(8 * MIB), 9);
+    let server = Serve::image(&image).args(args).start();
+    (dir, image, server)
+}
+
+/// Writes data block after block from `offset` on until the budget is used up; returns how many bytes were taken.
+fn fill(client: &mut Client, offset: u64, seed: u64) -> u64 {
+    let mut random = Random::new(seed);
+    let mut taken = 0;
+    loop {
+        let data = random.bytes(64 << 10);
+        let reply = client.call(&Request::write(offset + taken, &data));
+        match reply.error {
+            None => taken += 64 << 10,
+            Some(error) => {
+                assert_eq!(error, nbd::ENOSPC);
+                return taken;
+            }
+        }
+    }
+}
+
+/// What [`fill`] wrote must be there.
+#[track_caller]
+fn assert_filled(client: &mut Client, offset: u64, taken: u64, seed: u64) {
+    let mut random = Random::new(seed);
+    for at in (0..taken).step_by(64 << 10) {
+        assert_bytes(&client.read(offset + at, 64 << 10), &random.bytes(64 << 10), offset + at);
+    }
+}
+
+#[test]
+fn a_session_over_its_budget_gets_enospc_and_loses_nothing() {
+    let (_dir, _image, server) = serve(64 * MIB, &["--session-memory", "4M"]);
+    for structured in [true, false] {
+        let mut client = if structured { server.client("base") } else { server.simple("base") };
+        let taken = fill(&mut client, MIB, 1);
+        assert!((3 * MIB..=4 * MIB).contains(&taken), "a budget of 4 MiB takes {taken} bytes");
+        assert_filled(&mut client, MIB, taken, 1);
+        // Over and over: the session goes on, and what it holds can be written again in place.
+        for n in 0..50 {
+            client.call(&Request::write(32 * MIB + n * 4096, &[1; 4096])).fails(nbd::ENOSPC);
+            client.write(MIB + n * 4096, &[2; 4096]);
+        }
+        assert!(client.read(MIB, 50 * 4096).iter().all(|&byte| byte == 2));
+        client.disconnect();
+    }
+}
+
+#[test]
+fn a_full_session_is_nobody_elses_trouble() {
+    let (_dir, image, server) = serve(64 * MIB, &["--session-memory", "2M"]);
+    let mut full = server.client("base");
+    fill(&mut full, 0, 1);
+    let mut other = Checked::new(server.client("base"), &image);
+    let mut random = Random::new(2);
+    for n in 0..200 {
+        full.call(&Request::write(40 * MIB, &[1; 4096])).fails(nbd::ENOSPC);
+        let data = random.bytes(5000);
+        other.write(n * 5000, &data);
+        other.read(n * 5000, 5000);
+    }
+}
+
+#[test]
+fn the_servers_budget_holds_for_all_sessions_together() {
+    let (_dir, _image, server) = serve(64 * MIB, &["--memory", "16M"]);
+    let mut first = server.client("base");
+    let mut second = server.client("base");
+    second.write(0, &[7; 65_536]);
+    let taken = fill(&mut first, 0, 1);
+    assert!((10 * MIB..=16 * MIB).contains(&taken), "a budget of 16 MiB takes {taken} bytes");
+    assert_filled(&mut first, 0, taken, 1);
+    assert_eq!(second.read(0, 65_536), [7; 65_536]);
+
+    // The first gives half of it back: the second has room again.
+    first.trim(0, taken / 2);
+    let more = fill(&mut second, MIB, 2);
+    assert!(more >= taken / 4, "{more} bytes fit after {} were given back", taken / 2);
+    assert_filled(&mut second, MIB, more, 2);
+    assert_eq!(second.read(0, 65_536), [7; 65_536]);
+    assert!(first.read(0, MIB).iter().all(|&byte| byte == 0));
+
+    // A session that ends gives back everything.
+    first.disconnect();
+    let mut third = server.client("base");
+    support::wait_until("the ended session's memory is free", || {
+        let reply = third.call(&Request::write(0, &[9; 65_536]));
+        reply.error.is_none()
+    });
+    assert_filled(&mut second, MIB, more, 2);
+}
+
+#[test]
+fn trim_gives_memory_back_and_the_session_goes_on() {
+    let (_dir, image, server) = serve(64 * MIB, &["--session-memory", "4M"]);
+    let mut client = server.client("base");
+    let first = fill(&mut client, 0, 1);
+    for round in 0..10 {
+        client.trim(0, image.size);
+        let taken = fill(&mut client, round * MIB, round);
+        assert_eq!(taken, first, "round {round} takes what the first took");
+        assert_filled(&mut client, round * MIB, taken, round);
+    }
+}
+
+#[test]
+fn write_zeroes_gives_memory_back_too() {
+    let (_dir, image, server) = serve(64 * MIB, &["--session-memory", "4M"]);
+    let mut client = server.client("base");
+    let first = fill(&mut client, 0, 1);
+    for round in 0..3 {
+        client.zeroes(0, image.size);
+        assert!(client.read(0, 8 * MIB).iter().all(|&byte| byte == 0));
+        assert_eq!(fill(&mut client, 0, round), first);
+    }
+}
+
+#[test]
+fn zeroes_take_no_memory_however_they_are_written() {
+    let (_dir, _image, server) = serve(64 * MIB, &["--session-memory", "1M"]);
+    let before = server.usage();
+    let mut client = server.client("base");
+    let zeroes = vec![0; 1 << 20];
+    for n in 0..64 {
+        client.write(n * MIB, &zeroes);
+    }
+    for n in 0..64 {
+        client.zeroes(n * MIB, MIB);
+    }
+    assert!(client.read(0, 16 * MIB).iter().all(|&byte| byte == 0));
+    assert!(server.usage().private <= before.private + SLACK);
+    // All of the budget is still there.
+    assert!(fill(&mut client, 0, 1) >= MIB * 3 / 4);
+}
+
+#[test]
+fn no_hole_zeroes_keep_room_for_later_writes() {
+    let (_dir, _image, server) = serve(64 * MIB, &["--session-memory", "4M"]);
+    let mut client = server.client("base");
+    client.call(&Request::zeroes(0, MIB).with(nbd::NO_HOLE)).ok();
+    fill(&mut client, 8 * MIB, 1);
+    client.call(&Request::write(60 * MIB, &[1; 4096])).fails(nbd::ENOSPC);
+    // The client was promised that a write there does not fail for lack of space.
+    let data = Random::new(3).bytes(MIB);
+    client.write(0, &data);
+    assert_bytes(&client.read(0, MIB), &data, 0);
+    client.call(&Request::zeroes(16 * MIB, 8 * MIB).with(nbd::NO_HOLE)).fails(nbd::ENOSPC);
+}
+
+#[test]
+fn a_write_that_does_not_fit_leaves_old_or_new_bytes_and_nothing_else() {
+    let (_dir, image, server) = serve(64 * MIB, &["--session-memory", "2M"]);
+    let mut client = server.client("base");
+    let taken = fill(&mut client, 0, 1);
+    // Half over blocks that are there, half over new ones.
+    let data = vec![0x77; 1 << 20];
+    let at = taken - MIB / 2;
+    let mut before = client.read(at, MIB);
+    client.call(&Request::write(at, &data)).fails(nbd::ENOSPC);
+    let after = client.read(at, MIB);
+    for ((offset, old), new) in (at..).zip(&mut before).zip(after) {
+        assert!(new == *old || new == 0x77, "byte {offset} was {old:#x} and reads {new:#x}");
+    }
+    assert_bytes(&client.read(32 * MIB, 4096), &image.bytes(32 * MIB, 4096), 32 * MIB);
+}
+
+#[test]
+fn memory_returns_after_a_session_ends() {
+    let (_dir, _image, server) = serve(512 * MIB, &[]);
+    server.client("base").disconnect();
+    let before = server.usage();
+    for end in 0..3 {
+        let mut client = server.client("base");
+        let data = Random::new(end).bytes(MIB);
+        let writes: Vec<Request> = (0..160).map(|n| Request::write(n * MIB, &data)).collect();
+        for batch in writes.chunks(16) {
+            client.pipeline(batch).into_iter().for_each(|reply| drop(reply.ok()));
+        }
+        assert!(server.usage().private >= before.private + 160 * MIB, "what is written is in memory");
+        match end {
+            0 => client.disconnect(),
+            1 => client.cut(),
+            _ => {
+                client.trim(0, 160 * MIB);
+                server.settles_at(support::Usage { descriptors: before.descriptors + 1, ..before }, SLACK);
+                client.disconnect();
+            }
+        }
+        server.settles_at(before, SLACK);
+    }
+}
+
+#[test]
+fn idle_sessions_are_small() {
+    let (_dir, _image, server) = serve(10 * GIB, &[]);
+    drop(server.client("base"));
+    let before = server.usage();
+    let mut sessions: Vec<Client> = (0..400).map(|_| server.client("base")).collect();
+    for client in &mut sessions {
+        client.read(4 * MIB, 4096);
+    }
+    let now = server.usage();
+    assert_eq!(now.threads, before.threads, "no thread of its own");
+    let each = now.private.saturating_sub(before.private) / 400;
+    assert!(each <= 32 << 10, "an idle session takes {each} bytes");
+    drop(sessions);
+    server.settles_at(before, 400 * (32 << 10));
+}
+
+#[test]
+fn scattered_bytes_cost_a_block_each_and_not_much_more() {
+    let (_dir, _image, server) = serve(10 * GIB, &["--session-memory", "5M"]);
+    let mut client = server.client("base");
+    let writes: Vec<Request> = (0..1000).map(|n| Request::write(n * 10 * MIB + 5000, b"x")).collect();
+    client.pipeline(&writes).into_iter().for_each(|reply| drop(reply.ok()));
+    for n in 0..1000 {
+        assert_eq!(client.read(n * 10 * MIB + 5000, 1), b"x");
+    }
+}
+
+#[test]
+fn several_connections_of_one_session_share_its_budget() {
+    let (_dir, _image, server) = serve(64 * MIB, &["--session-memory", "4M"]);
+    let mut one = server.client("base@shared");
+    let mut two = server.client("base@shared");
+    let taken = fill(&mut one, 0, 1);
+    two.call(&Request::write(32 * MIB, &[1; 4096])).fails(nbd::ENOSPC);
+    two.trim(0, taken / 2);
+    one.write(32 * MIB, &[1; 65_536]);
+    assert_eq!(two.read(32 * MIB, 65_536), [1; 65_536]);
+}
