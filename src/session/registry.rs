@@ -257,6 +257,11 @@ impl Registry {
     pub fn end_all(&self) {
         self.named().clear();
         self.chores.1.try_iter().for_each(drop);
+        // What was just taken may have been the very chore by which a housekeeper that still sleeps was to hear of the
+        // stop, and without it he would sleep for an hour.
+        if self.stopping.load(Ordering::Relaxed) {
+            self.give(Chore::Look);
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use crate::error::ErrorKind;
 use crate::net::{Address, Listener, Stream};
 use crate::overlay::{BlockSize, Budget, Magazine, Pool, State};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 struct House {
     registry: Arc<Registry>,
@@ -128,4 +128,23 @@ fn a_session_belongs_to_the_user_who_made_it() {
     assert!(!Owner::of(&user(1)).admits(&user(0)));
     assert!(!Owner::of(&user(1)).admits(&network));
     assert!(Owner::of(&network).admits(&network) && Owner::of(&network).admits(&user(1)));
+}
+
+/// [`Registry::end_all`] takes all chores itself, and took the one by which [`Registry::stop`] had told the housekeeper:
+/// in one stop of the server out of a few he was still asleep then, and slept on for an hour.
+#[test]
+fn the_housekeeper_hears_of_the_stop_though_everything_is_ended_at_once() {
+    for _ in 0..20 {
+        let house = house(Duration::ZERO);
+        let registry = Arc::clone(&house.registry);
+        let keeper = std::thread::spawn(move || registry.keep_house());
+        std::thread::sleep(Duration::from_millis(2));
+        house.registry.stop();
+        house.registry.end_all();
+        let start = Instant::now();
+        while !keeper.is_finished() {
+            assert!(start.elapsed() < Duration::from_secs(10), "he sleeps on");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
 }
