@@ -15,7 +15,7 @@ pub use incoming::{Fragment, Incoming};
 
 use crate::base::Image;
 use crate::error::ErrorKind;
-use crate::overlay::{BlockSize, Content, Magazine, Outcome, Overlay};
+use crate::overlay::{BlockSize, Content, Magazine, Outcome, Overlay, State};
 use crate::sys::SlotRun;
 use std::ops::Range;
 use std::sync::Arc;
@@ -283,8 +283,15 @@ impl Device {
     fn allocate_zeroes(&self, blocks: Range<u64>, magazine: &mut Magazine) -> Outcome<()> {
         for block in blocks {
             // Slots come zeroed.
-            let slot = self.overlay.allocate(magazine)?;
-            self.overlay.install(block, slot, magazine)?;
+            match self.overlay.allocate(magazine) {
+                Ok(slot) => self.overlay.install(block, slot, magazine)?,
+                // With all memory used up, what is there already can still be zeroed in place.
+                Err(error) if self.overlay.state(block) != State::Allocated => return Err(error),
+                Err(_) => {
+                    let zeroes = vec![0; self.block_size().len()];
+                    self.overlay.write_part(block, 0, &zeroes, magazine, |_| Ok(()))?;
+                }
+            }
         }
         Ok(())
     }
