@@ -212,7 +212,8 @@ fn memory_returns_after_a_session_ends() {
         for batch in writes.chunks(16) {
             client.pipeline(batch).into_iter().for_each(|reply| drop(reply.ok()));
         }
-        assert!(server.usage().private >= before.private + 160 * MIB, "what is written is in memory");
+        // Some of it may have been kept ready before.
+        assert!(server.usage().private >= before.private + 120 * MIB, "what is written is in memory");
         match end {
             0 => client.disconnect(),
             1 => client.cut(),
