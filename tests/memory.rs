@@ -239,20 +239,22 @@ fn idle_sessions_are_small() {
     let now = server.usage();
     assert_eq!(now.threads, before.threads, "no thread of its own");
     let each = now.private.saturating_sub(before.private) / 400;
-    assert!(each <= 32 << 10, "an idle session takes {each} bytes");
+    assert!(each <= 8 << 10, "an idle session takes {each} bytes");
     drop(sessions);
-    server.settles_at(before, 400 * (32 << 10));
+    server.settles_at(before, 400 * (8 << 10));
 }
 
 #[test]
 fn scattered_bytes_cost_a_block_each_and_not_much_more() {
     let (_dir, _image, server) = serve(10 * GIB, &["--session-memory", "5M"]);
     let mut client = server.client("base");
+    let before = server.usage();
     let writes: Vec<Request> = (0..1000).map(|n| Request::write(n * 10 * MIB + 5000, b"x")).collect();
     client.pipeline(&writes).into_iter().for_each(|reply| drop(reply.ok()));
     for n in 0..1000 {
         assert_eq!(client.read(n * 10 * MIB + 5000, 1), b"x");
     }
+    server.settles_at(before, 8 * MIB);
 }
 
 #[test]
