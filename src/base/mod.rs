@@ -158,22 +158,21 @@ impl Image {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
                 for granule in self.residency.unseen(run.range()) {
-                    self.populate(granule, length)?;
+                    let wanted = run.offset.max(granule.start)..run.range().end.min(granule.end);
+                    match self.populate(granule.clone()) {
+                        Ok(()) => self.residency.set_seen(granule),
+                        // What was asked for may still be there, though not all that is around it.
+                        Err(_) => self.populate(wanted)?,
+                    }
                 }
             }
         }
         Ok(())
     }
 
-    /// Populates what of `granule` is in the file's first `length` bytes: all of it, unless the file was truncated.
-    fn populate(&self, granule: Range<u64>, length: u64) -> io::Result<()> {
+    fn populate(&self, range: Range<u64>) -> io::Result<()> {
         let fits = |n: u64| usize::try_from(n).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
-        let end = granule.end.min(length);
-        self.mapping.populate(fits(granule.start)?, fits(end.saturating_sub(granule.start))?)?;
-        if end == granule.end {
-            self.residency.set_seen(granule);
-        }
-        Ok(())
+        self.mapping.populate(fits(range.start)?, fits(range.end - range.start)?)
     }
 
     /// Forgets what was seen in memory and is there no longer, so that the next read of it does not make a worker

@@ -6,21 +6,17 @@
 //! ```
 //!
 //! A client that sends slowly, or never sends the rest, holds one window and no more; what was not published when its
-//! connection ends never happened. Parts of blocks are kept aside as [`Fragment`]s, as they may have to wait for the
+//! connection ends never happened. A window is in nobody's budget until it is published, so that a session that has used
+//! up its own can still overwrite; all windows together are bounded by the pool ([`crate::overlay::Staging`]). Parts of blocks are kept aside as [`Fragment`]s, as they may have to wait for the
 //! base.
-//!
-//! A session whose memory is used up may still overwrite what it has: such a window is received into a buffer and then
-//! written in place.
 
 use super::Device;
-use crate::overlay::{Content, Magazine, Outcome, is_zero};
+use crate::overlay::{Magazine, Outcome, is_zero};
 use crate::sys::{KernelSpanMut, Slot};
 use std::ops::Range;
 
 /// Bytes that are received ahead of publication.
 const WINDOW: u64 = 256 << 10;
-/// The same, for what is to be written in place.
-const WINDOW_IN_PLACE: u64 = 64 << 10;
 
 /// The payload for part of one block.
 #[derive(Debug)]
@@ -40,8 +36,6 @@ pub struct Incoming {
     first: u64,
     /// Memory for the blocks that are being received.
     slots: Vec<Slot>,
-    /// Memory for what is to be written in place; there are no slots then.
-    in_place: Vec<u8>,
     /// Where the window's payload begins.
     start: u64,
     fragments: Vec<Fragment>,
@@ -51,14 +45,7 @@ impl Incoming {
     /// The payload of a write of `range`, of which nothing has arrived.
     #[must_use]
     pub fn new(range: Range<u64>) -> Self {
-        Self {
-            start: range.start,
-            left: range,
-            first: 0,
-            slots: Vec::new(),
-            in_place: Vec::new(),
-            fragments: Vec::new(),
-        }
+        Self { start: range.start, left: range, first: 0, slots: Vec::new(), fragments: Vec::new() }
     }
 
     /// Bytes still to come.
@@ -70,53 +57,34 @@ impl Incoming {
     /// Makes room for the next bytes, if there is none.
     ///
     /// # Errors
-    /// `OutOfSpace` when a budget is used up: what is missing must be thrown away.
+    /// `OutOfSpace` when the server's block memory is used up: what is missing must be thrown away.
     pub fn open_window(&mut self, device: &Device, magazine: &mut Magazine) -> Outcome<()> {
-        if self.is_open() || self.left.is_empty() {
+        if !self.slots.is_empty() || self.left.is_empty() {
             return Ok(());
         }
         let size = device.block_size();
         self.start = self.left.start;
         self.first = size.index_of(self.start);
         let end = (self.left.start + WINDOW.max(size.bytes())).min(self.left.end);
+        let staging = device.overlay.pool().staging();
         for _ in self.first..size.blocks_for(end) {
-            match device.overlay.allocate(magazine) {
+            // One block is always tried, so that a write goes on, slowly, where many are in the middle of theirs.
+            if !self.slots.is_empty() && !staging.has_room() {
+                break;
+            }
+            match magazine.allocate() {
                 Ok(slot) => self.slots.push(slot),
                 // With some room the write goes on that far; the next window tells whether there is more.
                 Err(_) if !self.slots.is_empty() => break,
-                Err(error) => {
-                    self.open_in_place(device);
-                    return if self.is_open() { Ok(()) } else { Err(error) };
-                }
+                Err(error) => return Err(error),
             }
+            staging.add(1);
         }
         Ok(())
     }
 
-    /// Opens a window for the next bytes as far as the session has memory for their blocks already.
-    fn open_in_place(&mut self, device: &Device) {
-        let size = device.block_size();
-        let wanted = self.left.end.min(self.left.start + WINDOW_IN_PLACE);
-        let mut end = self.left.start;
-        let mut going = true;
-        device.overlay.for_runs(self.first..size.blocks_for(wanted), |blocks, content| {
-            going = going && matches!(content, Content::Allocated(_));
-            if going {
-                end = wanted.min(blocks.end * size.bytes());
-            }
-        });
-        self.in_place.resize(super::clamp(end - self.left.start), 0);
-    }
-
-    fn is_open(&self) -> bool {
-        !self.slots.is_empty() || !self.in_place.is_empty()
-    }
-
     /// Where the window ends, in bytes.
     fn window_end(&self, device: &Device) -> u64 {
-        if !self.in_place.is_empty() {
-            return self.start + self.in_place.len() as u64;
-        }
         ((self.first + self.slots.len() as u64) * device.block_size().bytes()).min(self.left.end)
     }
 
@@ -125,16 +93,13 @@ impl Incoming {
         let end = self.window_end(device);
         let (first, next, size) = (self.first, self.left.start, device.block_size());
         let arena = device.overlay.pool().arena();
-        let done = super::clamp(next - self.start).min(self.in_place.len());
-        let in_place = Some(&mut self.in_place[done..]).filter(|rest| !rest.is_empty());
-        let slots = self.slots.iter_mut().zip(first..).filter_map(move |(slot, block)| {
+        self.slots.iter_mut().zip(first..).filter_map(move |(slot, block)| {
             let start = block * size.bytes();
             let (from, to) = (next.clamp(start, start + size.bytes()), end.min(start + size.bytes()));
             let bytes = arena.bytes_mut(slot)?;
             (from < to)
                 .then(|| KernelSpanMut::new(&mut bytes[super::clamp(from - start)..super::clamp(to - start)]))
-        });
-        in_place.map(KernelSpanMut::new).into_iter().chain(slots)
+        })
     }
 
     /// Takes bytes that arrived elsewhere; returns how many of them belonged to the window.
@@ -143,17 +108,11 @@ impl Incoming {
         let arena = device.overlay.pool().arena();
         let mut taken = 0;
         let end = self.window_end(device);
-        if !self.in_place.is_empty() {
-            let at = super::clamp(self.left.start - self.start);
-            let len = data.len().min(self.in_place.len() - at);
-            self.in_place[at..at + len].copy_from_slice(&data[..len]);
-            self.left.start += len as u64;
-            return len;
-        }
         while taken < data.len() && self.left.start < end {
             let block = size.index_of(self.left.start);
             let within = size.offset_within(self.left.start);
-            let len = (data.len() - taken).min(size.len() - within).min(super::clamp(end - self.left.start));
+            let len =
+                (data.len() - taken).min(size.in_memory() - within).min(super::clamp(end - self.left.start));
             let slot = &mut self.slots[super::clamp(block - self.first)];
             if let Some(bytes) = arena.bytes_mut(slot) {
                 bytes[within..within + len].copy_from_slice(&data[taken..taken + len]);
@@ -173,31 +132,29 @@ impl Incoming {
     /// Publishes the window if it is full.
     ///
     /// # Errors
-    /// `OutOfSpace` when there is no memory for the map; the rest of the window is given back.
+    /// `OutOfSpace` when a budget is used up; the rest of the window is given back.
     pub fn close_window(&mut self, device: &Device, magazine: &mut Magazine) -> Outcome<()> {
-        if !self.is_open() || self.left.start < self.window_end(device) {
+        if self.slots.is_empty() || self.left.start < self.window_end(device) {
             return Ok(());
-        }
-        if !self.in_place.is_empty() {
-            return device.write(self.start, &std::mem::take(&mut self.in_place), magazine);
         }
         let size = device.block_size();
         let (start, end) = (self.start, self.left.start);
         let mut result = Ok(());
+        device.overlay.pool().staging().remove(self.slots.len());
         for (slot, block) in self.slots.drain(..).zip(self.first..) {
             let bytes = device.overlay.pool().arena().bytes(&slot);
             let from = start.max(block * size.bytes());
             let to = end.min((block + 1) * size.bytes());
             let whole = to - from == size.bytes();
             if result.is_err() {
-                device.overlay.discard(slot, magazine);
+                magazine.release(slot);
             } else if !whole {
                 let at = size.offset_within(from);
                 let data = bytes[at..at + super::clamp(to - from)].to_vec();
                 self.fragments.push(Fragment { offset: from, data });
-                device.overlay.discard(slot, magazine);
+                magazine.release(slot);
             } else if is_zero(bytes) {
-                device.overlay.discard(slot, magazine);
+                magazine.release(slot);
                 result = device.overlay.set_zero(block..block + 1, magazine);
             } else {
                 result = device.overlay.install(block, slot, magazine);
@@ -209,14 +166,15 @@ impl Incoming {
     /// The parts of blocks that were received, to be written by [`Device::write`] once the base under them is warm.
     #[must_use]
     pub fn into_fragments(mut self) -> Vec<Fragment> {
-        debug_assert!(!self.is_open(), "an open window was forgotten");
+        debug_assert!(self.slots.is_empty(), "an open window was forgotten");
         std::mem::take(&mut self.fragments)
     }
 
     /// Gives back what was received and not published.
     pub fn abandon(self, device: &Device, magazine: &mut Magazine) {
+        device.overlay.pool().staging().remove(self.slots.len());
         for slot in self.slots {
-            device.overlay.discard(slot, magazine);
+            magazine.release(slot);
         }
     }
 }

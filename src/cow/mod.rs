@@ -15,7 +15,7 @@ pub use incoming::{Fragment, Incoming};
 
 use crate::base::Image;
 use crate::error::ErrorKind;
-use crate::overlay::{BlockSize, Content, Magazine, Outcome, Overlay, State};
+use crate::overlay::{BlockSize, Content, Magazine, Outcome, Overlay};
 use crate::sys::SlotRun;
 use std::ops::Range;
 use std::sync::Arc;
@@ -130,14 +130,14 @@ impl Device {
         cold
     }
 
-    /// Where the last byte of the base that a read of `range` shows ends; 0 when it shows none.
+    /// Where in `range` the last byte that a read would take from the base ends; 0 if it would take none.
     #[must_use]
     pub fn base_end(&self, range: &Range<u64>) -> u64 {
         let mut end = 0;
         self.overlay.for_runs(self.blocks(range), |blocks, content| {
             if matches!(content, Content::Unallocated) {
                 let runs = self.image.extents().runs(self.bytes(&blocks, range));
-                end = runs.filter(|run| run.data).last().map_or(end, |run| run.range().end);
+                end = runs.filter(|run| run.data).map(|run| run.range().end).max().unwrap_or(end);
             }
         });
         end
@@ -210,14 +210,14 @@ impl Device {
         let (mut at, mut data) = (offset, data);
         while !data.is_empty() {
             let within = size.offset_within(at);
-            let len = if within == 0 && data.len() >= size.len() {
-                data.len() - data.len() % size.len()
+            let len = if within == 0 && data.len() >= size.in_memory() {
+                data.len() - data.len() % size.in_memory()
             } else {
-                data.len().min(size.len() - within)
+                data.len().min(size.in_memory() - within)
             };
             let (now, rest) = data.split_at(len);
             let block = size.index_of(at);
-            if len >= size.len() {
+            if len >= size.in_memory() {
                 self.overlay.write(block, now, magazine)?;
             } else {
                 self.overlay.write_part(block, within, now, magazine, |memory| self.fill(block, memory))?;
@@ -283,15 +283,8 @@ impl Device {
     fn allocate_zeroes(&self, blocks: Range<u64>, magazine: &mut Magazine) -> Outcome<()> {
         for block in blocks {
             // Slots come zeroed.
-            match self.overlay.allocate(magazine) {
-                Ok(slot) => self.overlay.install(block, slot, magazine)?,
-                // With all memory used up, what is there already can still be zeroed in place.
-                Err(error) if self.overlay.state(block) != State::Allocated => return Err(error),
-                Err(_) => {
-                    let zeroes = vec![0; self.block_size().len()];
-                    self.overlay.write_part(block, 0, &zeroes, magazine, |_| Ok(()))?;
-                }
-            }
+            let slot = magazine.allocate()?;
+            self.overlay.install(block, slot, magazine)?;
         }
         Ok(())
     }

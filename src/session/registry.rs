@@ -172,9 +172,7 @@ impl Registry {
     ) -> (Description, Attachment) {
         let line = Arc::new(Line::new(Arc::clone(stream)));
         let mut attached = session.attached();
-        for other in attached.lines.iter().filter(|other| other.peer_is_gone()) {
-            other.fence();
-        }
+        attached.lines.iter().for_each(|other| other.somebody_attaches());
         attached.lines.push(Arc::clone(&line));
         drop(attached);
         let description = describe(source, Some(id), session.device.image());

@@ -96,11 +96,36 @@ fn a_fenced_line_gets_no_turn() {
     let house = house(Duration::from_secs(60));
     let (client, old) = house.attach("root@x");
     let (_b, alive) = house.attach("root@x");
-    assert!(old.line().turn().is_some());
+    assert!(matches!(old.line().turn(), Turn::Granted(_)));
     drop(client);
     let (_c, new) = house.attach("root@x");
-    assert!(old.line().turn().is_none());
-    assert!(alive.line().turn().is_some() && new.line().turn().is_some());
+    assert!(matches!(old.line().turn(), Turn::Fenced));
+    assert!(matches!(alive.line().turn(), Turn::Granted(_)) && matches!(new.line().turn(), Turn::Granted(_)));
+}
+
+#[test]
+fn a_tcp_line_in_the_middle_of_something_is_doubtful_until_somebody_vouches() {
+    let house = house(Duration::from_secs(60));
+    let listener = Listener::bind(&Address::tcp("127.0.0.1:0").unwrap()).unwrap();
+    let Address::Tcp { port, .. } = *listener.address() else { panic!("not TCP") };
+    let attach = || {
+        let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let stream = loop {
+            match listener.accept().unwrap() {
+                Some(stream) => break Arc::new(stream),
+                None => std::thread::yield_now(),
+            }
+        };
+        (client, house.registry.attach("root@x", &stream).unwrap().1)
+    };
+    let (_a, idle) = attach();
+    let (_b, busy) = attach();
+    busy.line().set_in_request(true);
+    let (_c, _new) = attach();
+    assert!(matches!(idle.line().turn(), Turn::Granted(_)));
+    assert!(matches!(busy.line().turn(), Turn::Doubtful));
+    busy.line().vouch();
+    assert!(matches!(busy.line().turn(), Turn::Granted(_)));
 }
 
 #[test]
