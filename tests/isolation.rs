@@ -3,7 +3,7 @@
 mod support;
 
 use support::server::{Serve, scratch};
-use support::{Checked, Client, Image, MIB, Random, Request, Server, assert_bytes, nbd};
+use support::{Checked, Client, Image, MIB, Random, Request, Server, assert_bytes, nbd, wait_until};
 
 #[test]
 fn two_clients_write_the_same_offsets_and_a_third_sees_the_base() {
@@ -62,13 +62,24 @@ fn eight_connections_of_ten_thousand_random_operations_each_keep_to_themselves()
     assert_eq!(image.fingerprint(), before);
 }
 
+/// Writes, again and again while there is no room: sessions that ended give theirs back a moment later.
+fn insist(client: &mut Client, request: &Request) {
+    wait_until("there is room for a write", || match client.call(request).error {
+        None => true,
+        Some(error) => {
+            assert_eq!(error, nbd::ENOSPC);
+            false
+        }
+    });
+}
+
 /// Fills a session with a marker, ends it, and looks for the marker in the next.
 fn leave_a_mark(server: &Server, image: &Image, end: impl Fn(&mut Client)) {
     let mut marker = server.client("base");
     let data = vec![0xc7; 1 << 20];
     for offset in (0..image.size).step_by(1 << 20) {
         let length = support::size((image.size - offset).min(MIB));
-        marker.write(offset, &data[..length]);
+        insist(&mut marker, &Request::write(offset, &data[..length]));
     }
     end(&mut marker);
     marker.disconnect();
@@ -87,7 +98,11 @@ fn look_for_marks(server: &Server, image: &Image, structured: bool, seed: u64) {
         requests.push(Request::write(offset, &data));
     }
     for batch in requests.chunks(256) {
-        checked.client.pipeline(batch).into_iter().for_each(|reply| drop(reply.ok()));
+        for (reply, request) in checked.client.pipeline(batch).into_iter().zip(batch) {
+            if reply.error.is_some() {
+                insist(&mut checked.client, request);
+            }
+        }
     }
     checked.read_all();
     // Zeroed in part, trimmed in part, written again: still nothing of anybody else.

@@ -147,6 +147,27 @@ fn zeroes_take_no_memory_however_they_are_written() {
 }
 
 #[test]
+fn a_full_session_can_overwrite_what_it_holds_by_requests_of_any_size() {
+    let (_dir, _image, server) = serve(64 * MIB, &["--session-memory", "4M"]);
+    for structured in [true, false] {
+        let client = if structured { server.client("base") } else { server.simple("base") };
+        let mut client = client;
+        let taken = fill(&mut client, 0, 1);
+        let mut expected = client.read(0, taken);
+        for (seed, length) in [(1, taken), (2, 300_001), (3, MIB), (4, 4096), (5, 100), (6, 70_000)] {
+            let data = Random::new(seed).bytes(length);
+            for offset in [0, 13, 4096, 8191].into_iter().filter(|offset| offset + length <= taken) {
+                client.write(offset, &data);
+                let start = support::size(offset);
+                expected[start..start + data.len()].copy_from_slice(&data);
+                assert_bytes(&client.read(0, taken), &expected, 0);
+            }
+        }
+        client.disconnect();
+    }
+}
+
+#[test]
 fn no_hole_zeroes_keep_room_for_later_writes() {
     let (_dir, _image, server) = serve(64 * MIB, &["--session-memory", "4M"]);
     let mut client = server.client("base");
@@ -157,6 +178,8 @@ fn no_hole_zeroes_keep_room_for_later_writes() {
     let data = Random::new(3).bytes(MIB);
     client.write(0, &data);
     assert_bytes(&client.read(0, MIB), &data, 0);
+    client.call(&Request::zeroes(0, MIB).with(nbd::NO_HOLE)).ok();
+    assert!(client.read(0, MIB).iter().all(|&byte| byte == 0));
     client.call(&Request::zeroes(16 * MIB, 8 * MIB).with(nbd::NO_HOLE)).fails(nbd::ENOSPC);
 }
 
@@ -189,7 +212,8 @@ fn memory_returns_after_a_session_ends() {
         for batch in writes.chunks(16) {
             client.pipeline(batch).into_iter().for_each(|reply| drop(reply.ok()));
         }
-        assert!(server.usage().private >= before.private + 160 * MIB, "what is written is in memory");
+        // Some of it may have been kept ready before.
+        assert!(server.usage().private >= before.private + 120 * MIB, "what is written is in memory");
         match end {
             0 => client.disconnect(),
             1 => client.cut(),
@@ -215,20 +239,22 @@ fn idle_sessions_are_small() {
     let now = server.usage();
     assert_eq!(now.threads, before.threads, "no thread of its own");
     let each = now.private.saturating_sub(before.private) / 400;
-    assert!(each <= 32 << 10, "an idle session takes {each} bytes");
+    assert!(each <= 8 << 10, "an idle session takes {each} bytes");
     drop(sessions);
-    server.settles_at(before, 400 * (32 << 10));
+    server.settles_at(before, 400 * (8 << 10));
 }
 
 #[test]
 fn scattered_bytes_cost_a_block_each_and_not_much_more() {
     let (_dir, _image, server) = serve(10 * GIB, &["--session-memory", "5M"]);
     let mut client = server.client("base");
+    let before = server.usage();
     let writes: Vec<Request> = (0..1000).map(|n| Request::write(n * 10 * MIB + 5000, b"x")).collect();
     client.pipeline(&writes).into_iter().for_each(|reply| drop(reply.ok()));
     for n in 0..1000 {
         assert_eq!(client.read(n * 10 * MIB + 5000, 1), b"x");
     }
+    server.settles_at(before, 8 * MIB);
 }
 
 #[test]

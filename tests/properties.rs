@@ -94,7 +94,10 @@ fn serve(images: &[Image]) -> Server {
 }
 
 fn run<S: Strategy>(cases: u32, strategy: &S, test: impl Fn(S::Value)) {
-    let config = Config { cases, max_shrink_iters: 300, failure_persistence: None, ..Config::default() };
+    // `PROPTEST_CASES` asks for a longer hunt.
+    let asked = Config::default();
+    let cases = if std::env::var_os("PROPTEST_CASES").is_some() { asked.cases } else { cases };
+    let config = Config { cases, max_shrink_iters: 300, failure_persistence: None, ..asked };
     TestRunner::new(config)
         .run(strategy, |value| {
             test(value);

@@ -359,6 +359,45 @@ fn a_client_that_said_goodbye_is_answered_though_its_session_is_attached_again()
 }
 
 #[test]
+fn connections_that_come_and_go_do_not_cost_a_live_one_its_writes() {
+    // Whoever attaches makes the server wonder about those who are in the session already: these are alive.
+    let (_dir, _image, server) = serve_with(&["--workers", "2"]);
+    for tcp in [true, false] {
+        let connect = || if tcp { server.tcp_stream() } else { server.stream() };
+        let name = if tcp { "base@live-tcp" } else { "base@live-unix" };
+        let mut busy: Vec<Client> =
+            (0..2).map(|_| Client::attach(connect(), name).expect("offered")).collect();
+        // One of them is in the middle of a request all the time.
+        let mut slow = Client::attach(connect(), name).expect("offered");
+        let late = Request::write(3 * MIB, &[0x77; 10_000]);
+        let cookie = slow.expect(&late);
+        let bytes = late.bytes(cookie);
+        slow.peer().send(&bytes[..5000]);
+        std::thread::scope(|scope| {
+            for (n, client) in busy.iter_mut().enumerate() {
+                scope.spawn(move || {
+                    for round in 0..40_u8 {
+                        let writes: Vec<Request> = (0..32)
+                            .map(|k| Request::write(n as u64 * MIB + k * 30_000, &[round; 30_000]))
+                            .collect();
+                        client.pipeline(&writes).into_iter().for_each(|reply| drop(reply.ok()));
+                        assert_eq!(client.read(n as u64 * MIB, 960_000), vec![round; 960_000]);
+                    }
+                });
+            }
+            for n in 0..30 {
+                let mut visitor = Client::attach(connect(), name).expect("offered");
+                visitor.read(0, 4096);
+                if n % 2 == 0 { visitor.disconnect() } else { visitor.cut() }
+            }
+        });
+        slow.peer().send(&bytes[5000..]);
+        slow.wait(cookie).ok();
+        assert_eq!(busy[0].read(3 * MIB, 10_000), [0x77; 10_000]);
+    }
+}
+
+#[test]
 fn half_of_a_write_is_no_write() {
     let (_dir, image, server) = serve();
     let mut random = Random::new(29);

@@ -616,6 +616,37 @@ fn writes_and_reads_larger_than_the_socket_buffers_do_not_deadlock() {
     }
 }
 
+#[test]
+fn over_tcp_it_is_the_same() {
+    let dir = scratch();
+    let image = Image::random(dir.path().join("base.img"), 40 * MIB + 77, 3);
+    let server = Serve::image(&image).tcp().start();
+    for structured in [true, false] {
+        let stream = server.tcp_stream();
+        let client = if structured {
+            Client::attach(stream, "base").expect("offered")
+        } else {
+            Client::attach_simple(stream, "base").expect("offered")
+        };
+        let mut checked = Checked::new(client, &image);
+        checked.read(5, 32 * MIB);
+        let data = Random::new(43).bytes(32 * MIB);
+        checked.write(8 * MIB + 1, &data);
+        let mut random = Random::new(47);
+        for _ in 0..500 {
+            checked.random_step(&mut random, 200_000, structured);
+        }
+        let requests: Vec<Request> =
+            (0..1000).map(|n| Request::read(random.below(39 * MIB), n * 64 + 1)).collect();
+        for (reply, request) in checked.client.pipeline(&requests).into_iter().zip(&requests) {
+            let expected = checked.model.read(request.offset, u64::from(request.length));
+            assert_bytes(&reply.ok().data, expected, request.offset);
+        }
+        checked.read_all();
+        checked.client.disconnect();
+    }
+}
+
 // DISC and the end of input.
 
 #[test]
