@@ -282,16 +282,16 @@ fn last_words(random: &mut Random, whole: u64, length: u64) -> Vec<u8> {
 fn nothing_lands_after_reattaching(server: &Server, connect: impl Fn() -> Stream) {
     let mut random = Random::new(23);
     let idle = server.usage().descriptors;
-    for round in 0..250 {
+    for round in 0..150 {
         let length = [600, 4096, 10_000, 65_536][support::size(random.below(4))];
         let mut dead = Client::attach(connect(), "base@victim").expect("offered");
         let whole = random.below(40);
         let words = last_words(&mut random, whole, length);
         dead.peer().send(&words);
         if round % 2 == 0 {
-            dead.cut()
+            dead.cut();
         } else {
-            drop(dead)
+            drop(dead);
         }
 
         let mut alive = Client::attach(connect(), "base@victim").expect("offered");
@@ -326,6 +326,36 @@ fn a_dead_clients_writes_never_land_after_its_session_was_attached_again() {
 fn a_dead_clients_writes_over_tcp_never_land_after_its_session_was_attached_again() {
     let (_dir, _image, server) = serve_with(&["--workers", "2"]);
     nothing_lands_after_reattaching(&server, || server.tcp_stream());
+}
+
+#[test]
+fn a_client_that_said_goodbye_is_answered_though_its_session_is_attached_again() {
+    // It has sent its last request, shut its sending half down, and waits for its replies: it is not dead.
+    let (_dir, _image, server) = serve_with(&["--workers", "2"]);
+    for round in 1..=100_u8 {
+        let mut leaving = server.client("base@leaving");
+        let requests: Vec<Request> = (0..64).map(|n| Request::write(n * 8192, &[round; 8192])).collect();
+        let mut bytes = Vec::new();
+        let cookies: Vec<u64> = requests
+            .iter()
+            .map(|request| {
+                let cookie = leaving.expect(request);
+                bytes.extend(request.bytes(cookie));
+                cookie
+            })
+            .collect();
+        bytes.extend(Request::disconnect());
+        let peer = leaving.peer();
+        peer.send(&bytes);
+        peer.stream().shutdown(std::net::Shutdown::Write).expect("shutting one direction down");
+        let mut next = server.client("base@leaving");
+        for cookie in cookies {
+            leaving.wait(cookie).ok();
+        }
+        leaving.peer().expect_end();
+        assert!(next.read(0, 64 * 8192).iter().all(|&byte| byte == round));
+        next.disconnect();
+    }
 }
 
 #[test]

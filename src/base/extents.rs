@@ -40,7 +40,8 @@ impl Extents {
     /// One range of data from the start to `size`.
     #[must_use]
     pub fn all_data(size: u64) -> Self {
-        Self { data: vec![0..size] }
+        let whole = 0..size;
+        Self { data: vec![whole] }
     }
 
     /// Asks the file system; what it does not tell (block devices, simple file systems) is data.

@@ -151,21 +151,28 @@ impl Image {
     /// # Errors
     /// When the file is shorter by now, or the disk fails.
     pub fn warm(&self, range: Range<u64>) -> io::Result<()> {
+        let length = self.length_now();
         for run in self.extents.runs(range) {
             if run.data {
+                if run.range().end > length {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
                 for granule in self.residency.unseen(run.range()) {
-                    self.populate(granule)?;
+                    let wanted = run.offset.max(granule.start)..run.range().end.min(granule.end);
+                    match self.populate(granule.clone()) {
+                        Ok(()) => self.residency.set_seen(granule),
+                        // What was asked for may still be there, though not all that is around it.
+                        Err(_) => self.populate(wanted)?,
+                    }
                 }
             }
         }
         Ok(())
     }
 
-    fn populate(&self, granule: Range<u64>) -> io::Result<()> {
+    fn populate(&self, range: Range<u64>) -> io::Result<()> {
         let fits = |n: u64| usize::try_from(n).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
-        self.mapping.populate(fits(granule.start)?, fits(granule.end - granule.start)?)?;
-        self.residency.set_seen(granule);
-        Ok(())
+        self.mapping.populate(fits(range.start)?, fits(range.end - range.start)?)
     }
 
     /// Forgets what was seen in memory and is there no longer, so that the next read of it does not make a worker

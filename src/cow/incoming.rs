@@ -6,7 +6,8 @@
 //! ```
 //!
 //! A client that sends slowly, or never sends the rest, holds one window and no more; what was not published when its
-//! connection ends never happened. Parts of blocks are kept aside as [`Fragment`]s, as they may have to wait for the
+//! connection ends never happened. A window is in nobody's budget until it is published, so that a session that has used
+//! up its own can still overwrite; all windows together are bounded by the pool ([`crate::overlay::Staging`]). Parts of blocks are kept aside as [`Fragment`]s, as they may have to wait for the
 //! base.
 
 use super::Device;
@@ -56,7 +57,7 @@ impl Incoming {
     /// Makes room for the next bytes, if there is none.
     ///
     /// # Errors
-    /// `OutOfSpace` when a budget is used up: what is missing must be thrown away.
+    /// `OutOfSpace` when the server's block memory is used up: what is missing must be thrown away.
     pub fn open_window(&mut self, device: &Device, magazine: &mut Magazine) -> Outcome<()> {
         if !self.slots.is_empty() || self.left.is_empty() {
             return Ok(());
@@ -65,13 +66,19 @@ impl Incoming {
         self.start = self.left.start;
         self.first = size.index_of(self.start);
         let end = (self.left.start + WINDOW.max(size.bytes())).min(self.left.end);
+        let staging = device.overlay.pool().staging();
         for _ in self.first..size.blocks_for(end) {
-            match device.overlay.allocate(magazine) {
+            // One block is always tried, so that a write goes on, slowly, where many are in the middle of theirs.
+            if !self.slots.is_empty() && !staging.has_room() {
+                break;
+            }
+            match magazine.allocate() {
                 Ok(slot) => self.slots.push(slot),
                 // With some room the write goes on that far; the next window tells whether there is more.
                 Err(_) if !self.slots.is_empty() => break,
                 Err(error) => return Err(error),
             }
+            staging.add(1);
         }
         Ok(())
     }
@@ -104,7 +111,8 @@ impl Incoming {
         while taken < data.len() && self.left.start < end {
             let block = size.index_of(self.left.start);
             let within = size.offset_within(self.left.start);
-            let len = (data.len() - taken).min(size.len() - within).min(super::clamp(end - self.left.start));
+            let len =
+                (data.len() - taken).min(size.in_memory() - within).min(super::clamp(end - self.left.start));
             let slot = &mut self.slots[super::clamp(block - self.first)];
             if let Some(bytes) = arena.bytes_mut(slot) {
                 bytes[within..within + len].copy_from_slice(&data[taken..taken + len]);
@@ -124,7 +132,7 @@ impl Incoming {
     /// Publishes the window if it is full.
     ///
     /// # Errors
-    /// `OutOfSpace` when there is no memory for the map; the rest of the window is given back.
+    /// `OutOfSpace` when a budget is used up; the rest of the window is given back.
     pub fn close_window(&mut self, device: &Device, magazine: &mut Magazine) -> Outcome<()> {
         if self.slots.is_empty() || self.left.start < self.window_end(device) {
             return Ok(());
@@ -132,20 +140,21 @@ impl Incoming {
         let size = device.block_size();
         let (start, end) = (self.start, self.left.start);
         let mut result = Ok(());
+        device.overlay.pool().staging().remove(self.slots.len());
         for (slot, block) in self.slots.drain(..).zip(self.first..) {
             let bytes = device.overlay.pool().arena().bytes(&slot);
             let from = start.max(block * size.bytes());
             let to = end.min((block + 1) * size.bytes());
             let whole = to - from == size.bytes();
             if result.is_err() {
-                device.overlay.discard(slot, magazine);
+                magazine.release(slot);
             } else if !whole {
                 let at = size.offset_within(from);
                 let data = bytes[at..at + super::clamp(to - from)].to_vec();
                 self.fragments.push(Fragment { offset: from, data });
-                device.overlay.discard(slot, magazine);
+                magazine.release(slot);
             } else if is_zero(bytes) {
-                device.overlay.discard(slot, magazine);
+                magazine.release(slot);
                 result = device.overlay.set_zero(block..block + 1, magazine);
             } else {
                 result = device.overlay.install(block, slot, magazine);
@@ -163,8 +172,9 @@ impl Incoming {
 
     /// Gives back what was received and not published.
     pub fn abandon(self, device: &Device, magazine: &mut Magazine) {
+        device.overlay.pool().staging().remove(self.slots.len());
         for slot in self.slots {
-            device.overlay.discard(slot, magazine);
+            magazine.release(slot);
         }
     }
 }

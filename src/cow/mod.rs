@@ -130,6 +130,19 @@ impl Device {
         cold
     }
 
+    /// Where in `range` the last byte that a read would take from the base ends; 0 if it would take none.
+    #[must_use]
+    pub fn base_end(&self, range: &Range<u64>) -> u64 {
+        let mut end = 0;
+        self.overlay.for_runs(self.blocks(range), |blocks, content| {
+            if matches!(content, Content::Unallocated) {
+                let runs = self.image.extents().runs(self.bytes(&blocks, range));
+                end = runs.filter(|run| run.data).map(|run| run.range().end).max().unwrap_or(end);
+            }
+        });
+        end
+    }
+
     /// Calls `put` for the pieces that make up `range`, in order.
     pub fn read(&self, range: Range<u64>, mut put: impl FnMut(Piece)) {
         let arena = self.overlay.pool().arena();
@@ -197,14 +210,14 @@ impl Device {
         let (mut at, mut data) = (offset, data);
         while !data.is_empty() {
             let within = size.offset_within(at);
-            let len = if within == 0 && data.len() >= size.len() {
-                data.len() - data.len() % size.len()
+            let len = if within == 0 && data.len() >= size.in_memory() {
+                data.len() - data.len() % size.in_memory()
             } else {
-                data.len().min(size.len() - within)
+                data.len().min(size.in_memory() - within)
             };
             let (now, rest) = data.split_at(len);
             let block = size.index_of(at);
-            if len >= size.len() {
+            if len >= size.in_memory() {
                 self.overlay.write(block, now, magazine)?;
             } else {
                 self.overlay.write_part(block, within, now, magazine, |memory| self.fill(block, memory))?;
@@ -270,7 +283,7 @@ impl Device {
     fn allocate_zeroes(&self, blocks: Range<u64>, magazine: &mut Magazine) -> Outcome<()> {
         for block in blocks {
             // Slots come zeroed.
-            let slot = self.overlay.allocate(magazine)?;
+            let slot = magazine.allocate()?;
             self.overlay.install(block, slot, magazine)?;
         }
         Ok(())

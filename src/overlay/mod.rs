@@ -27,11 +27,11 @@ mod pool;
 
 pub use budget::Budget;
 pub use leaf::State;
-pub use pool::{Magazine, Pool};
+pub use pool::{Magazine, Pool, Staging};
 
 use crate::error::ErrorKind;
 use crate::sys::Slot;
-use leaf::{LEAF_BLOCKS, Leaf};
+use leaf::{LEAF_BLOCKS, Leaf, Locked};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
@@ -62,7 +62,7 @@ impl BlockSize {
 
     /// In bytes, as a length in memory.
     #[must_use]
-    pub fn len(self) -> usize {
+    pub fn in_memory(self) -> usize {
         self.0 as usize
     }
 
@@ -75,8 +75,9 @@ impl BlockSize {
     /// Where in its block byte `offset` is.
     #[must_use]
     pub fn offset_within(self, offset: u64) -> usize {
-        // Below 1 MiB by construction.
-        (offset & (self.bytes() - 1)) as usize
+        #[allow(clippy::cast_possible_truncation, reason = "below 1 MiB by construction")]
+        let within = (offset & (self.bytes() - 1)) as usize;
+        within
     }
 
     /// Blocks needed for `bytes` bytes.
@@ -121,7 +122,7 @@ fn leaf_of(block: u64) -> u64 {
 fn per_leaf(blocks: Range<u64>) -> impl Iterator<Item = (u64, Range<usize>)> {
     let size = LEAF_BLOCKS as u64;
     let leaves = if blocks.is_empty() { 0..0 } else { leaf_of(blocks.start)..leaf_of(blocks.end - 1) + 1 };
-    // Within a leaf everything is below 512.
+    #[allow(clippy::cast_possible_truncation, reason = "within a leaf everything is at most 512")]
     let within =
         move |leaf: u64, block: u64| (block.clamp(leaf * size, (leaf + 1) * size) - leaf * size) as usize;
     leaves.map(move |leaf| (leaf, within(leaf, blocks.start)..within(leaf, blocks.end)))
@@ -208,44 +209,32 @@ impl Overlay {
         }
     }
 
-    /// A slot, zeroed, within the budget: for [`Overlay::install`] or [`Overlay::discard`].
+    /// Makes `slot`, filled by the caller, the contents of `block`. Replacing what is there takes nothing from the
+    /// budget, so a session that has used up its own can still overwrite.
     ///
     /// # Errors
-    /// `OutOfSpace` when the session's or the server's memory is used up.
-    pub fn allocate(&self, magazine: &mut Magazine) -> Outcome<Slot> {
-        self.budget.charge_data(self.block_size().bytes())?;
-        magazine.allocate().inspect_err(|_| self.budget.uncharge_data(self.block_size().bytes()))
-    }
-
-    /// Gives back a slot of [`Overlay::allocate`] that was not installed.
-    pub fn discard(&self, slot: Slot, magazine: &mut Magazine) {
-        self.budget.uncharge_data(self.block_size().bytes());
-        magazine.release(slot);
-    }
-
-    /// Makes `slot`, filled by the caller, the contents of `block`.
-    ///
-    /// # Errors
-    /// `OutOfSpace` when there is no memory for the map; the slot is given back then.
+    /// `OutOfSpace` when a budget is used up; the slot is given back then.
     pub fn install(&self, block: u64, slot: Slot, magazine: &mut Magazine) -> Outcome<()> {
         let mut slot = Some(slot);
-        let result = self.with_leaf(leaf_of(block), |leaf| {
-            slot.take().and_then(|slot| leaf.lock().set_allocated(within_leaf(block), slot))
-        });
-        // Either the slot that was replaced, or the one for which there was no leaf.
-        let left = match &result {
-            Ok(_) => None,
-            Err(_) => slot.take(),
-        };
-        let done = result.map(|replaced| {
-            if let Some(old) = replaced {
-                self.discard(old, magazine);
-            }
-        });
-        if let Some(slot) = left {
-            self.discard(slot, magazine);
+        let result = self.with_leaf(leaf_of(block), |leaf| self.put_slot(&mut leaf.lock(), block, &mut slot));
+        // Either the slot that was replaced, or the one that found no room.
+        if let Some(unused) = slot {
+            magazine.release(unused);
         }
-        done
+        if let Some(old) = result?? {
+            magazine.release(old);
+        }
+        Ok(())
+    }
+
+    /// Puts a slot into its leaf, within the budget, and takes out the one that was there. It stays where it is on an
+    /// error.
+    fn put_slot(&self, leaf: &mut Locked<'_>, block: u64, slot: &mut Option<Slot>) -> Outcome<Option<Slot>> {
+        let within = within_leaf(block);
+        if leaf.state(within) != State::Allocated {
+            self.budget.charge_data(self.block_size().bytes())?;
+        }
+        Ok(slot.take().and_then(|slot| leaf.set_allocated(within, slot)))
     }
 
     /// Writes whole blocks from `first` on. Blocks of zeroes become zero blocks, which take no memory.
@@ -256,7 +245,7 @@ impl Overlay {
     /// # Panics
     /// If `data` is not a whole number of blocks.
     pub fn write(&self, first: u64, data: &[u8], magazine: &mut Magazine) -> Outcome<()> {
-        let size = self.block_size().len();
+        let size = self.block_size().in_memory();
         assert_eq!(data.len() % size, 0, "only whole blocks");
         for (block, data) in (first..).zip(data.chunks_exact(size)) {
             if is_zero(data) {
@@ -299,11 +288,11 @@ impl Overlay {
         }
         drop(tree);
         // A new slot, filled outside of the locks where that may take time.
-        let mut fresh = self.allocate(magazine)?;
+        let mut fresh = magazine.allocate()?;
         if state == State::Unallocated {
             let filled = arena.bytes_mut(&mut fresh).map_or(Ok(()), &fill);
             if let Err(error) = filled {
-                self.discard(fresh, magazine);
+                magazine.release(fresh);
                 return Err(error);
             }
         }
@@ -314,7 +303,7 @@ impl Overlay {
             match (leaf.state(within), leaf.slot_mut(within)) {
                 (State::Allocated, Some(slot)) => {
                     if put(slot) {
-                        return None;
+                        return Ok(None);
                     }
                     // Shared with a reply in flight: those bytes stay as they were read.
                     if let Some(bytes) = fresh.as_mut().and_then(|slot| arena.bytes_mut(slot)) {
@@ -328,15 +317,16 @@ impl Overlay {
                 }
                 _ => {}
             }
-            let mut slot = fresh.take()?;
-            put(&mut slot);
-            leaf.set_allocated(within, slot)
+            if let Some(slot) = &mut fresh {
+                put(slot);
+            }
+            self.put_slot(&mut leaf, block, &mut fresh)
         });
         if let Some(unused) = fresh {
-            self.discard(unused, magazine);
+            magazine.release(unused);
         }
-        if let Some(old) = result? {
-            self.discard(old, magazine);
+        if let Some(old) = result?? {
+            magazine.release(old);
         }
         Ok(())
     }
@@ -385,7 +375,8 @@ impl Overlay {
         if slots.len() > AT_ONCE {
             self.free_later(slots);
         } else {
-            slots.into_iter().for_each(|slot| self.discard(slot, magazine));
+            self.budget.uncharge_data(slots.len() as u64 * self.block_size().bytes());
+            slots.into_iter().for_each(|slot| magazine.release(slot));
         }
     }
 
@@ -408,8 +399,9 @@ impl Drop for Overlay {
 }
 
 fn within_leaf(block: u64) -> usize {
-    // Below 512.
-    (block % LEAF_BLOCKS as u64) as usize
+    #[allow(clippy::cast_possible_truncation, reason = "below 512")]
+    let within = (block % LEAF_BLOCKS as u64) as usize;
+    within
 }
 
 /// Whether all bytes are zero. Stops at the first that is not, so ordinary data costs one look.

@@ -13,6 +13,7 @@ use super::{BlockSize, Outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::{Arena, Slot};
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,13 +23,41 @@ const CHUNK: u32 = 2 << 20;
 const MAGAZINE: usize = 64;
 /// The most chunks that are kept ready ahead of need.
 const MOST_RESERVE: u32 = 16;
+/// Bytes of block memory beyond the budget, at least, for blocks that are in nobody's budget.
+const SLACK: u64 = 64 << 20;
 /// Dirty slots that are wiped in one go, without looking at anything else.
 const WIPE_AT_ONCE: usize = 2048;
+
+/// Slots that payloads on their way are received into: in no session's budget, bounded for all together.
+#[derive(Debug)]
+pub struct Staging {
+    slots: AtomicUsize,
+    limit: usize,
+}
+
+impl Staging {
+    /// Whether more may be taken ahead.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.slots.load(Ordering::Relaxed) < self.limit
+    }
+
+    /// Notes that slots were taken.
+    pub fn add(&self, slots: usize) {
+        self.slots.fetch_add(slots, Ordering::Relaxed);
+    }
+
+    /// Notes that slots were given back, or installed.
+    pub fn remove(&self, slots: usize) {
+        self.slots.fetch_sub(slots, Ordering::Relaxed);
+    }
+}
 
 /// The block memory of a server.
 #[derive(Debug)]
 pub struct Pool {
     arena: Arena,
+    staging: Staging,
     block_size: BlockSize,
     slots_per_chunk: u32,
     state: Mutex<State>,
@@ -83,14 +112,14 @@ impl Pool {
     /// # Errors
     /// When the address space for it cannot be had.
     pub fn new(limit: u64, block_size: BlockSize) -> Result<Arc<Self>> {
-        // Blocks that were given back but still wait to be wiped, or are held by a reply that the client does not
-        // read, are in nobody's budget: room for them, so that a session within its budget finds a slot.
-        let slack = limit / 16 + (64 << 20);
+        // Blocks that wait to be wiped, are held by a reply that the client does not read, or receive a payload, are
+        // in nobody's budget: room for them, so that a session within its budget finds a slot.
+        let slack = limit / 32 + SLACK;
         let slots_per_chunk = CHUNK / u32::try_from(block_size.bytes()).unwrap_or(CHUNK);
         let chunks = limit.saturating_add(slack).div_ceil(u64::from(CHUNK));
         let slots = u32::try_from(chunks.saturating_mul(u64::from(slots_per_chunk))).unwrap_or(u32::MAX);
         let slots = slots - slots % slots_per_chunk;
-        let arena = Arena::reserve(slots, block_size.len()).map_err(|error| {
+        let arena = Arena::reserve(slots, block_size.in_memory()).map_err(|error| {
             Error::io("Cannot reserve address space for --memory", error)
                 .advise("give a smaller --memory, or raise ulimit -v")
         })?;
@@ -104,8 +133,10 @@ impl Pool {
             taken: 0,
             stopping: false,
         };
+        let staging = usize::try_from(SLACK / 2).unwrap_or(0) / block_size.in_memory();
         Ok(Arc::new(Self {
             arena,
+            staging: Staging { slots: AtomicUsize::new(0), limit: staging },
             block_size,
             slots_per_chunk,
             state: Mutex::new(state),
@@ -117,6 +148,12 @@ impl Pool {
     #[must_use]
     pub fn block_size(&self) -> BlockSize {
         self.block_size
+    }
+
+    /// How much of it receives payloads.
+    #[must_use]
+    pub fn staging(&self) -> &Staging {
+        &self.staging
     }
 
     /// The memory behind the slots.

@@ -125,11 +125,23 @@ fn what_a_reader_holds_stays_as_it_was() {
 fn an_installed_slot_replaces_the_old_one() {
     let (overlay, mut magazine) = overlay(10, 1 << 30);
     for value in [5, 6] {
-        let mut slot = overlay.allocate(&mut magazine).unwrap();
+        let mut slot = magazine.allocate().unwrap();
         overlay.pool().arena().bytes_mut(&mut slot).unwrap().fill(value);
         overlay.install(9, slot, &mut magazine).unwrap();
     }
     assert_eq!((contents(&overlay, 9), overlay.budget().data()), (vec![6; 4096], 4096));
+}
+
+#[test]
+fn a_full_session_can_still_overwrite() {
+    let (overlay, mut magazine) = overlay(10, 8192);
+    overlay.write(0, &[1; 8192], &mut magazine).unwrap();
+    let slot = magazine.allocate().unwrap();
+    overlay.install(1, slot, &mut magazine).unwrap();
+    let slot = magazine.allocate().unwrap();
+    assert_eq!(overlay.install(2, slot, &mut magazine), Err(ErrorKind::OutOfSpace));
+    assert_eq!((contents(&overlay, 1), overlay.state(2)), (vec![0; 4096], State::Unallocated));
+    assert_eq!(overlay.budget().data(), 8192);
 }
 
 #[test]

@@ -13,14 +13,15 @@
 //!
 //! A connection whose client is gone may still hold requests that nobody has read. When somebody attaches to its
 //! session afterwards, these must never be done. So requests are acted on only within a [`Turn`], and attaching first
-//! *fences* every connection of the session whose peer has hung up: it waits for the turn that is being acted on, if
-//! any, and none begins after that.
+//! *fences* every connection of the session whose client has hung up: it waits for the turn that is being acted on, if
+//! any, and none begins after that. Where it cannot be known yet whether the client has hung up, the connection is
+//! *doubtful*: its requests wait until it is known.
 
 mod line;
 mod name;
 mod registry;
 
-pub use line::{Line, Turn};
+pub use line::{Line, Turn, TurnGuard};
 pub use name::{Request, SessionId};
 pub use registry::{Attachment, Description, Limits, Registry};
 

@@ -172,9 +172,7 @@ impl Registry {
     ) -> (Description, Attachment) {
         let line = Arc::new(Line::new(Arc::clone(stream)));
         let mut attached = session.attached();
-        for other in attached.lines.iter().filter(|other| other.peer_is_gone()) {
-            other.fence();
-        }
+        attached.lines.iter().for_each(|other| other.somebody_attaches());
         attached.lines.push(Arc::clone(&line));
         drop(attached);
         let description = describe(source, Some(id), session.device.image());
@@ -257,8 +255,11 @@ impl Registry {
     pub fn end_all(&self) {
         self.named().clear();
         self.chores.1.try_iter().for_each(drop);
-        // One of them may have been what `stop` woke the housekeeper with.
-        self.give(Chore::Look);
+        // What was just taken may have been the very chore by which a housekeeper that still sleeps was to hear of the
+        // stop, and without it he would sleep for an hour.
+        if self.stopping.load(Ordering::Relaxed) {
+            self.give(Chore::Look);
+        }
     }
 }
 

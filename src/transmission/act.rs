@@ -110,8 +110,19 @@ impl Transmission {
         cx: &mut Context<'_>,
     ) {
         let next = range.start;
+        // A long reply cannot be taken back once it has begun: what all of it needs is looked at before.
+        if range.end - range.start > READ_SLICE && !self.base_reaches(&range, base_length) {
+            return self.refuse(cookie, ErrorKind::Io.into(), cx.output);
+        }
         let job = Job::Read { cookie, whole: range, next, dont_fragment };
         self.job = self.work_on(job, base_length, cx);
+    }
+
+    /// Whether the base file still has all that a read of `range` takes from it.
+    fn base_reaches(&self, range: &Range<u64>, base_length: &mut Option<u64>) -> bool {
+        let device = self.attachment.session().device();
+        let length = *base_length.get_or_insert_with(|| device.image().length_now());
+        length >= device.size() || device.base_end(range) <= length
     }
 
     /// Does a slice of a job; gives back what is left of it.
@@ -124,7 +135,9 @@ impl Transmission {
         let device = self.attachment.session().device();
         match job {
             Job::Read { cookie, whole, next, dont_fragment } => {
-                let end = whole.end.min(next + READ_SLICE);
+                // At round offsets, so that chunks end where clients like them to.
+                let last = whole.end - next <= READ_SLICE;
+                let end = if last { whole.end } else { (next / READ_SLICE + 1) * READ_SLICE };
                 match self.read_slice(cookie, &whole, next..end, dont_fragment, base_length, cx) {
                     Ok(()) if end == whole.end => None,
                     Ok(()) => Some(Job::Read { cookie, whole, next: end, dont_fragment }),

@@ -168,7 +168,7 @@ impl Transmission {
             }
             if let Some(payload) = self.payload.take() {
                 used += self.receive(payload, &input[used..], cx);
-                if self.payload.is_some() {
+                if self.payload.is_some() && used == input.len() {
                     break Pause::Input;
                 }
                 continue;
@@ -269,8 +269,8 @@ impl Transmission {
                     if let Err(error) = step {
                         let (left, refused) = (incoming.missing(), Refused::from(error));
                         incoming.abandon(device, cx.magazine);
-                        self.payload = Some(Payload::Unwanted { left, cookie, refused });
-                        return used;
+                        let unwanted = Payload::Unwanted { left, cookie, refused };
+                        return used + self.receive(unwanted, &input[used..], cx);
                     }
                     if incoming.missing() == 0 {
                         self.write_fragments(cookie, incoming.into_fragments(), cx);
@@ -287,10 +287,10 @@ impl Transmission {
         }
     }
 
-    /// Whether there is more to do before new input is needed.
+    /// Whether it is in the middle of a payload.
     #[must_use]
-    pub fn has_work(&self) -> bool {
-        self.job.is_some() || !self.back.is_empty()
+    pub fn in_payload(&self) -> bool {
+        self.payload.is_some()
     }
 
     /// Takes note that the order `ticket` was carried out, and whether the pages could be read.
@@ -313,11 +313,22 @@ impl Transmission {
         self.back.clear();
     }
 
-    /// Gives back what an unfinished write holds. What was not acted on never happened.
-    pub fn close(&mut self, magazine: &mut Magazine) {
+    /// Takes note that the client sends no more: what it has asked for is still answered, but for a write whose payload
+    /// is not complete.
+    pub fn end_of_input(&mut self, magazine: &mut Magazine) {
+        self.drop_payload(magazine);
+        self.over = true;
+    }
+
+    fn drop_payload(&mut self, magazine: &mut Magazine) {
         if let Some(Payload::Wanted { incoming, .. }) = self.payload.take() {
             incoming.abandon(self.attachment.session().device(), magazine);
         }
+    }
+
+    /// Gives back what an unfinished write holds. What was not acted on never happened.
+    pub fn close(&mut self, magazine: &mut Magazine) {
+        self.drop_payload(magazine);
         self.abandon_waiting();
         self.job = None;
     }

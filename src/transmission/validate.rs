@@ -70,8 +70,9 @@ pub(super) fn validate(request: &Request, size: u64, negotiated: &Negotiated) ->
         return refuse(Errno::Inval, "unknown command flag");
     }
     if matches!(command, Command::Read | Command::Write) && length > MAX_PAYLOAD {
-        // The specification asks for EOVERFLOW where it is DF that makes the reply too large.
-        let errno = if flags.contains(CommandFlags::DF) { Errno::Overflow } else { Errno::Inval };
+        // EOVERFLOW is for reads, and only where structured replies are negotiated.
+        let long_reply = command == Command::Read && negotiated.structured_replies;
+        let errno = if long_reply { Errno::Overflow } else { Errno::Inval };
         return refuse(errno, "payload is longer than the maximum block size");
     }
     let range = offset.checked_add(u64::from(length)).filter(|&end| end <= size).map(|end| offset..end);
@@ -159,8 +160,8 @@ mod tests {
         assert_eq!(check(Command::Other(77), CommandFlags::NONE, 0, 0), Err(Errno::Inval));
         assert_eq!(check(Command::Flush, CommandFlags::NONE, 1, 0), Err(Errno::Inval));
         assert_eq!(check(Command::BlockStatus, CommandFlags::NONE, 0, 0), Err(Errno::Inval));
-        assert_eq!(check(Command::Read, CommandFlags::NONE, 0, MAX_PAYLOAD + 1), Err(Errno::Inval));
-        assert_eq!(check(Command::Read, CommandFlags::DF, 0, MAX_PAYLOAD + 1), Err(Errno::Overflow));
+        assert_eq!(check(Command::Read, CommandFlags::NONE, 0, MAX_PAYLOAD + 1), Err(Errno::Overflow));
+        assert_eq!(check(Command::Write, CommandFlags::NONE, 0, MAX_PAYLOAD + 1), Err(Errno::Inval));
         assert_eq!(
             check(Command::Read, CommandFlags::NONE, 1000, 0),
             Ok(Action::Read { range: 1000..1000, dont_fragment: false })

@@ -5,10 +5,12 @@
 
 use super::Shared;
 use super::environment::Exports;
+use super::hold::{Hold, Verdict};
 use crate::cow::{Device, Piece};
 use crate::handshake::{Handshake, Progress};
 use crate::net::Stream;
 use crate::overlay::Magazine;
+use crate::session::Turn;
 use crate::sys::{self, KernelSpanMut, MAX_SPANS};
 use crate::transmission::{Context, Flushed, Output, Pause, Transmission, Warm};
 use arrayvec::ArrayVec;
@@ -56,8 +58,18 @@ pub(super) enum Next {
     Again,
     /// Base pages.
     Warmed,
+    /// Input, or that none comes for a while.
+    Certainty,
     /// Nothing any more.
     Close,
+}
+
+/// Why acting on input stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    At(Pause),
+    /// It may not go on before it is known whether the client is still there.
+    Doubtful,
 }
 
 #[derive(Debug)]
@@ -73,6 +85,8 @@ pub(super) struct Connection {
     stream: Arc<Stream>,
     phase: Phase,
     rest: Vec<u8>,
+    /// What arrived while it was not known whether the client is still there; acted on before anything newer.
+    hold: Option<Box<Hold>>,
     output: Output,
     /// What the event loop was last told to wait for.
     pub(super) waits_for: Next,
@@ -106,6 +120,7 @@ impl Connection {
             stream: Arc::new(stream),
             phase: Phase::Handshake(Box::new(handshake)),
             rest: Vec::new(),
+            hold: None,
             output,
             waits_for: Next::Readable,
         }
@@ -146,6 +161,10 @@ impl Connection {
             if self.rest.is_empty() {
                 self.rest = Vec::new();
             }
+            if let Phase::Transmission(transmission) = &self.phase {
+                let in_request = !self.rest.is_empty() || transmission.in_payload();
+                transmission.attachment().line().set_in_request(in_request);
+            }
         }
         if self.output.is_empty() {
             self.output.clear(magazine);
@@ -174,25 +193,33 @@ impl Connection {
             Err(error) => return self.lost(&error),
         }
         loop {
-            let pause = self.act(input, magazine, orders, pieces, shared);
+            let stop = self.act(input, magazine, orders, pieces, shared);
             match self.flush(magazine) {
                 Ok(Flushed::All) => {}
                 Ok(Flushed::Blocked) => return Next::Writable,
                 Err(error) => return self.lost(&error),
             }
-            match pause {
-                Pause::Over => return Next::Close,
-                Pause::Waiting => return Next::Warmed,
-                Pause::Turn => return Next::Again,
-                Pause::Output if rounds < ROUNDS => {
+            match stop {
+                Stop::Doubtful => match self.read_on(input) {
+                    Verdict::There => continue,
+                    Verdict::Gone => return Next::Close,
+                    Verdict::Unknown => return Next::Certainty,
+                },
+                Stop::At(Pause::Over) => return Next::Close,
+                Stop::At(Pause::Waiting) => return Next::Warmed,
+                Stop::At(Pause::Turn) => return Next::Again,
+                Stop::At(Pause::Output) if rounds < ROUNDS => {
                     rounds += 1;
                     continue;
                 }
-                Pause::Input if rounds < ROUNDS => rounds += 1,
-                Pause::Output | Pause::Input => return Next::Again,
+                Stop::At(Pause::Input) if rounds < ROUNDS => rounds += 1,
+                Stop::At(Pause::Output | Pause::Input) => return Next::Again,
             }
             match self.receive(input) {
-                Ok(0) => return Next::Close,
+                Ok(0) => match &mut self.phase {
+                    Phase::Transmission(transmission) => transmission.end_of_input(magazine),
+                    Phase::Handshake(_) | Phase::Closing => return Next::Close,
+                },
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Next::Readable,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => return Next::Again,
@@ -214,7 +241,7 @@ impl Connection {
         orders: &mut Vec<Warm>,
         pieces: &mut Vec<Piece>,
         shared: &Shared,
-    ) -> Pause {
+    ) -> Stop {
         if let Phase::Handshake(handshake) = &mut self.phase {
             let exports = Exports { shared, stream: &self.stream };
             let mut replies = Vec::new();
@@ -222,7 +249,7 @@ impl Connection {
             input.start += used;
             self.output.put(&replies);
             match progress {
-                Progress::More => return Pause::Input,
+                Progress::More => return Stop::At(Pause::Input),
                 Progress::Closed => {
                     if let Some(reason) = handshake.close_reason() {
                         tracing::debug!(peer = %self.stream.peer(), %reason, "handshake ended");
@@ -235,16 +262,20 @@ impl Connection {
                 }
             }
         }
-        let Phase::Transmission(transmission) = &mut self.phase else { return Pause::Over };
+        let Phase::Transmission(transmission) = &mut self.phase else { return Stop::At(Pause::Over) };
         let line = Arc::clone(transmission.attachment().line());
-        let Some(_turn) = line.turn() else {
-            tracing::debug!(peer = %self.stream.peer(), "client is gone and its session was attached again");
-            return Pause::Over;
+        let _turn = match line.turn() {
+            Turn::Granted(turn) => turn,
+            Turn::Doubtful => return Stop::Doubtful,
+            Turn::Fenced => {
+                tracing::debug!(peer = %self.stream.peer(), "client is gone, and its session was attached again");
+                return Stop::At(Pause::Over);
+            }
         };
         let mut cx = Context { magazine, output: &mut self.output, orders, pieces };
         let (used, pause) = transmission.consume(input.bytes(), &mut cx);
         input.start += used;
-        pause
+        Stop::At(pause)
     }
 
     fn flush(&mut self, magazine: &mut Magazine) -> io::Result<Flushed> {
@@ -255,10 +286,31 @@ impl Connection {
         self.output.flush(self.stream.as_fd(), device, magazine)
     }
 
+    /// Reads on without acting, to find out whether the client is still there.
+    fn read_on(&mut self, input: &mut Input<'_>) -> Verdict {
+        let Phase::Transmission(transmission) = &self.phase else { return Verdict::There };
+        let hold = self.hold.get_or_insert_with(|| Box::new(Hold::new()));
+        let verdict = hold.read_on(self.stream.as_fd(), &mut input.buffer[input.end..]);
+        if verdict == Verdict::There {
+            transmission.attachment().line().vouch();
+        }
+        verdict
+    }
+
     /// Receives payload to its place, and whatever comes behind it into the buffer. Returns the bytes received.
     fn receive(&mut self, input: &mut Input<'_>) -> io::Result<usize> {
         input.make_room();
         let end = input.end;
+        if let Some(hold) = &mut self.hold {
+            let count = hold.give(&mut input.buffer[end..]);
+            input.end += count;
+            if hold.is_spent() {
+                self.hold = None;
+            }
+            if count > 0 {
+                return Ok(count);
+            }
+        }
         let Phase::Transmission(transmission) = &mut self.phase else {
             let count =
                 sys::receive(self.stream.as_fd(), &mut [KernelSpanMut::new(&mut input.buffer[end..])])?;

@@ -3,9 +3,11 @@
 use super::Shared;
 use super::cold::Order;
 use super::connection::{Connection, Next, Tools};
+use super::hold::GRACE;
 use super::mailbox::{Inbox, Message, least_loaded};
 use super::polling::Polling;
 use crate::error::{Error, Result};
+use crate::net::Listener;
 use crate::overlay::Magazine;
 use rustix::event::{Timespec, epoll};
 use std::collections::{HashMap, VecDeque};
@@ -35,10 +37,14 @@ pub(super) struct Worker {
     inbox: Inbox,
     connections: HashMap<u64, Connection>,
     next_token: u64,
+    /// The lowest token of a listener.
+    first_listener: u64,
     /// Connections that have work and wait for their turn.
     again: VecDeque<u64>,
     /// Handshakes in the order in which they began.
     handshakes: VecDeque<(Instant, u64)>,
+    /// Connections to look at again when they may be certain of their client, in that order.
+    doubts: VecDeque<(Instant, u64)>,
     accepts_again: Option<Instant>,
     polling: Polling,
     tools: Tools,
@@ -51,6 +57,7 @@ impl Worker {
         epoll::add(&epoll, inbox.bell(), epoll::EventData::new_u64(BELL), epoll::EventFlags::IN)
             .map_err(failed)?;
         let magazine = Magazine::new(Arc::clone(shared.registry.pool()));
+        let first_listener = BELL - shared.listeners().len() as u64;
         let worker = Self {
             index,
             shared,
@@ -58,8 +65,10 @@ impl Worker {
             inbox,
             connections: HashMap::new(),
             next_token: 0,
+            first_listener,
             again: VecDeque::new(),
             handshakes: VecDeque::new(),
+            doubts: VecDeque::new(),
             accepts_again: None,
             polling: Polling::default(),
             tools: Tools::new(magazine),
@@ -71,14 +80,14 @@ impl Worker {
     /// Every worker listens; the kernel wakes one of them.
     fn listen(&self) -> rustix::io::Result<()> {
         let flags = epoll::EventFlags::IN | epoll::EventFlags::EXCLUSIVE;
-        for (listener, token) in self.shared.listeners.iter().zip((0..BELL).rev()) {
+        for (listener, token) in self.shared.listeners().iter().zip((0..BELL).rev()) {
             epoll::add(&self.epoll, listener, epoll::EventData::new_u64(token), flags)?;
         }
         Ok(())
     }
 
     fn stop_listening(&self) {
-        for listener in &self.shared.listeners {
+        for listener in self.shared.listeners().iter() {
             // It was added when the worker was made.
             let _ = epoll::delete(&self.epoll, listener);
         }
@@ -119,7 +128,7 @@ impl Worker {
             for event in &events {
                 match event.data.u64() {
                     BELL => self.read_mail(),
-                    token if token >= BELL - self.shared.listeners.len() as u64 => {
+                    token if token >= self.first_listener => {
                         self.accept(usize::try_from(BELL - 1 - token).unwrap_or(0));
                     }
                     token => self.on_event(token, event.flags),
@@ -164,7 +173,8 @@ impl Worker {
 
     fn accept(&mut self, listener: usize) {
         for _ in 0..ACCEPTS {
-            match self.shared.listeners[listener].accept() {
+            let accepted = self.shared.listeners().get(listener).map_or(Ok(None), Listener::accept);
+            match accepted {
                 Ok(None) => return,
                 Ok(Some(stream)) => {
                     let worker = least_loaded(&self.shared.mailboxes, self.index);
@@ -233,11 +243,12 @@ impl Worker {
         match next {
             Next::Close => return self.close(token),
             Next::Again => self.again.push_back(token),
+            Next::Certainty => self.doubts.push_back((Instant::now() + GRACE, token)),
             _ => {}
         }
         if next != connection.waits_for {
             let flags = match next {
-                Next::Readable => epoll::EventFlags::IN,
+                Next::Readable | Next::Certainty => epoll::EventFlags::IN,
                 Next::Writable => epoll::EventFlags::OUT,
                 // Only that the client is gone is still of interest, which is told always.
                 Next::Again | Next::Warmed | Next::Close => epoll::EventFlags::empty(),
@@ -262,15 +273,22 @@ impl Worker {
 
     fn next_deadline(&self) -> Option<Duration> {
         let handshake = self.handshakes.front().map(|(deadline, _)| *deadline);
-        let soonest = [handshake, self.accepts_again].into_iter().flatten().min()?;
+        let doubt = self.doubts.front().map(|(time, _)| *time);
+        let soonest = [handshake, doubt, self.accepts_again].into_iter().flatten().min()?;
         Some(soonest.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)))
     }
 
     fn check_deadlines(&mut self) {
-        if self.handshakes.is_empty() && self.accepts_again.is_none() {
+        if self.handshakes.is_empty() && self.doubts.is_empty() && self.accepts_again.is_none() {
             return;
         }
         let now = Instant::now();
+        while let Some(&(time, token)) = self.doubts.front()
+            && time <= now
+        {
+            self.doubts.pop_front();
+            self.drive(token);
+        }
         while let Some(&(deadline, token)) = self.handshakes.front() {
             let in_handshake = self.connections.get(&token).is_some_and(Connection::is_in_handshake);
             if in_handshake && deadline > now {

@@ -53,8 +53,10 @@ impl Mailbox {
 
     /// Makes the worker look around.
     pub(super) fn wake(&self) {
+        #[allow(clippy::disallowed_methods, reason = "an eventfd counts in the host's byte order")]
+        let one = 1_u64.to_ne_bytes();
         // It fails only when the counter is full: then the worker is awake anyway.
-        let _ = rustix::io::write(&*self.bell, &1_u64.to_ne_bytes());
+        let _ = rustix::io::write(&*self.bell, &one);
     }
 
     /// Connections that the worker has, or is about to have.

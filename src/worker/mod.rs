@@ -13,21 +13,22 @@ mod cold;
 mod connection;
 mod environment;
 mod event_loop;
+mod hold;
 mod mailbox;
 mod polling;
 
 use crate::base::Source;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::handshake::Knobs;
 use crate::net::Listener;
 use crate::overlay::{BlockSize, Budget, Pool};
 use crate::session::{Limits, Registry};
-use crossbeam::channel::{Sender, unbounded};
+use crossbeam::channel::{Receiver, Sender, unbounded};
 use event_loop::Worker;
-use mailbox::Mailbox;
+use mailbox::{Inbox, Mailbox};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -59,12 +60,24 @@ pub struct ServerConfig {
 #[derive(Debug)]
 struct Shared {
     registry: Arc<Registry>,
-    listeners: Vec<Listener>,
+    /// Empty once the server stops.
+    listeners: RwLock<Vec<Listener>>,
     mailboxes: Vec<Mailbox>,
     cold: Sender<cold::Order>,
     block_size: BlockSize,
     knobs: Knobs,
     stopping: AtomicBool,
+}
+
+impl Shared {
+    fn listeners(&self) -> RwLockReadGuard<'_, Vec<Listener>> {
+        self.listeners.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes the listeners and removes their socket files.
+    fn stop_listening(&self) {
+        self.listeners.write().unwrap_or_else(PoisonError::into_inner).clear();
+    }
 }
 
 /// A running server.
@@ -73,7 +86,7 @@ pub struct Server {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     helpers: Vec<JoinHandle<()>>,
-    watcher: JoinHandle<()>,
+    tender: Option<JoinHandle<()>>,
 }
 
 impl Server {
@@ -96,7 +109,7 @@ impl Server {
         let (cold, orders) = unbounded();
         let shared = Arc::new(Shared {
             registry: Arc::clone(&registry),
-            listeners: config.listeners,
+            listeners: RwLock::new(config.listeners),
             mailboxes,
             cold,
             block_size: config.block_size,
@@ -104,48 +117,64 @@ impl Server {
             stopping: AtomicBool::new(false),
         });
 
-        let mut helpers = Vec::new();
-        for _ in 0..WARMERS {
-            let (orders, shared) = (orders.clone(), Arc::clone(&shared));
-            helpers.push(spawn("warmer", move || cold::warm(&orders, &shared))?);
+        let mut server = Self { shared, workers: Vec::new(), helpers: Vec::new(), tender: None };
+        match server.start_threads(inboxes, &orders) {
+            Ok(()) => Ok(server),
+            Err(error) => {
+                // Those that were started must not keep the sockets; what they may say is of no interest any more.
+                let _ = server.stop();
+                Err(error)
+            }
         }
-        helpers.push(spawn("housekeeper", {
-            let registry = Arc::clone(&registry);
-            move || registry.keep_house()
-        })?);
-        helpers.push(spawn("tender", move || pool.tend())?);
-        let watcher = spawn("watcher", {
-            let shared = Arc::clone(&shared);
-            move || cold::watch(&shared)
-        })?;
-        let mut workers = Vec::new();
-        for (index, inbox) in inboxes.into_iter().enumerate() {
-            let worker = Worker::new(index, inbox, Arc::clone(&shared))?;
-            workers.push(spawn(&format!("worker-{index}"), move || worker.run())?);
-        }
-        Ok(Self { shared, workers, helpers, watcher })
     }
 
-    /// Hangs up on everybody, ends all sessions, wipes their memory, and returns when all threads have ended.
+    fn start_threads(&mut self, inboxes: Vec<Inbox>, orders: &Receiver<cold::Order>) -> Result<()> {
+        let shared = &self.shared;
+        for _ in 0..WARMERS {
+            let (orders, shared) = (orders.clone(), Arc::clone(shared));
+            self.helpers.push(spawn("warmer", move || cold::warm(&orders, &shared))?);
+        }
+        let registry = Arc::clone(&shared.registry);
+        self.helpers.push(spawn("housekeeper", move || registry.keep_house())?);
+        let pool = Arc::clone(shared.registry.pool());
+        self.tender = Some(spawn("tender", move || pool.tend())?);
+        let watched = Arc::clone(shared);
+        self.helpers.push(spawn("watcher", move || cold::watch(&watched))?);
+        for (index, inbox) in inboxes.into_iter().enumerate() {
+            let worker = Worker::new(index, inbox, Arc::clone(shared))?;
+            self.workers.push(spawn(&format!("worker-{index}"), move || worker.run())?);
+        }
+        Ok(())
+    }
+
+    /// Stops listening, hangs up on everybody, ends all sessions, wipes their memory, and returns when all threads
+    /// have ended.
     ///
     /// # Errors
     /// When a thread had panicked.
     pub fn stop(self) -> Result<()> {
-        let Self { shared, workers, helpers, watcher } = self;
+        let Self { shared, workers, helpers, tender } = self;
+        shared.stop_listening();
         shared.registry.stop();
         shared.stopping.store(true, Ordering::Release);
         shared.mailboxes.iter().for_each(Mailbox::wake);
-        let mut fine = workers.into_iter().fold(true, |fine, worker| worker.join().is_ok() && fine);
+        let mut fine = true;
+        for worker in workers {
+            fine &= worker.join().is_ok();
+        }
         shared.registry.end_all();
         for _ in 0..WARMERS {
             // The receivers live as long as the warmers do.
             let _ = shared.cold.send(cold::Order::Stop);
         }
-        watcher.thread().unpark();
-        fine &= watcher.join().is_ok();
+        for helper in helpers {
+            helper.thread().unpark();
+            fine &= helper.join().is_ok();
+        }
+        // Last, so that it wipes what all others gave back.
         shared.registry.pool().stop();
-        fine &= helpers.into_iter().fold(true, |fine, helper| helper.join().is_ok() && fine);
-        if fine { Ok(()) } else { Err(Error::new(crate::ErrorKind::Io, "A thread of the server had failed")) }
+        fine &= tender.is_none_or(|tender| tender.join().is_ok());
+        if fine { Ok(()) } else { Err(Error::new(ErrorKind::Io, "A thread of the server had failed")) }
     }
 }
 

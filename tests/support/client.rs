@@ -4,7 +4,7 @@
 //! the request, do not overlap and cover it, only what was negotiated is used. A breach panics with a sentence.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::net::Shutdown;
 
 use super::peer::{Export, Peer, nbd};
@@ -228,10 +228,17 @@ impl Client {
 
     /// Receives until the reply to `cookie` is complete.
     pub fn wait(&mut self, cookie: u64) -> Reply {
-        while !self.done.contains_key(&cookie) {
-            self.receive_message();
+        self.try_wait(cookie).expect("receiving from the server")
+    }
+
+    /// Receives until the reply to `cookie` is complete or the server hangs up.
+    pub fn try_wait(&mut self, cookie: u64) -> io::Result<Reply> {
+        loop {
+            if let Some(reply) = self.done.remove(&cookie) {
+                return Ok(reply);
+            }
+            self.receive_message()?;
         }
-        self.done.remove(&cookie).expect("just seen")
     }
 
     /// One request and its reply.
@@ -247,6 +254,12 @@ impl Client {
 
     /// The same with `last` sent behind the requests.
     pub fn pipeline_then(&mut self, requests: &[Request], last: &[u8]) -> Vec<Reply> {
+        let replies = self.try_pipeline(requests, last).into_iter();
+        replies.map(|reply| reply.expect("receiving from the server")).collect()
+    }
+
+    /// The same where the server may hang up.
+    pub fn try_pipeline(&mut self, requests: &[Request], last: &[u8]) -> Vec<io::Result<Reply>> {
         let mut bytes = Vec::new();
         let cookies: Vec<u64> = requests
             .iter()
@@ -260,8 +273,9 @@ impl Client {
         let mut writer = self.peer.stream().try_clone().expect("a second handle on the socket");
         std::thread::scope(|scope| {
             let sending = scope.spawn(move || writer.write_all(&bytes));
-            let replies = cookies.into_iter().map(|cookie| self.wait(cookie)).collect();
-            sending.join().expect("the writer does not panic").expect("sending to the server");
+            let replies: Vec<_> = cookies.into_iter().map(|cookie| self.try_wait(cookie)).collect();
+            let sent = sending.join().expect("the writer does not panic");
+            assert!(sent.is_ok() || replies.iter().any(Result::is_err), "sending to the server: {sent:?}");
             replies
         })
     }
@@ -345,17 +359,20 @@ impl Client {
     }
 
     /// Receives one simple reply or one chunk.
-    pub fn receive_message(&mut self) {
-        match self.peer.u32() {
+    ///
+    /// # Errors
+    /// When the server hangs up; what was received until then is kept.
+    fn receive_message(&mut self) -> io::Result<()> {
+        match self.peer.try_u32()? {
             nbd::SIMPLE_REPLY_MAGIC => self.receive_simple(),
             nbd::STRUCTURED_REPLY_MAGIC => self.receive_chunk(),
             other => panic!("a reply starts with {other:#010x}: the stream is out of step"),
         }
     }
 
-    fn receive_simple(&mut self) {
-        let error = self.peer.u32();
-        let cookie = self.peer.u64();
+    fn receive_simple(&mut self) -> io::Result<()> {
+        let error = self.peer.try_u32()?;
+        let cookie = self.peer.try_u64()?;
         let pending = self.pending.remove(&cookie).unwrap_or_else(|| panic!("nobody asked {cookie:#x}"));
         let mut reply = pending.reply;
         assert!(!reply.structured, "a reply is either simple or structured");
@@ -366,7 +383,8 @@ impl Client {
             nbd::CMD_READ => {
                 assert!(!self.structured, "with structured replies a read is never answered by a simple one");
                 if error == 0 {
-                    reply.data = self.peer.receive_vec(size(u64::from(pending.request.length)));
+                    reply.data = vec![0; size(u64::from(pending.request.length))];
+                    self.peer.try_fill(&mut reply.data)?;
                 }
             }
             nbd::CMD_BLOCK_STATUS if error == 0 => {
@@ -375,12 +393,13 @@ impl Client {
             _ => {}
         }
         self.done.insert(cookie, reply);
+        Ok(())
     }
 
-    fn receive_chunk(&mut self) {
+    fn receive_chunk(&mut self) -> io::Result<()> {
         assert!(self.structured, "structured replies were not negotiated");
-        let (flags, kind) = (self.peer.u16(), self.peer.u16());
-        let (cookie, length) = (self.peer.u64(), self.peer.u32());
+        let (flags, kind) = (self.peer.try_u16()?, self.peer.try_u16()?);
+        let (cookie, length) = (self.peer.try_u64()?, self.peer.try_u32()?);
         assert_eq!(flags & !nbd::REPLY_DONE, 0, "only DONE is a known reply flag");
         let mut pending = self.pending.remove(&cookie).unwrap_or_else(|| panic!("nobody asked {cookie:#x}"));
         pending.reply.structured = true;
@@ -394,36 +413,37 @@ impl Client {
             nbd::REPLY_OFFSET_DATA => {
                 assert_eq!(pending.request.command, nbd::CMD_READ);
                 assert!(length > 8, "a data chunk has at least one byte");
-                let offset = self.peer.u64();
+                let offset = self.peer.try_u64()?;
                 let count = u64::from(length) - 8;
                 pending.cover(offset, count);
                 let at = size(offset - start);
-                self.peer.fill(&mut pending.reply.data[at..at + size(count)]);
+                self.peer.try_fill(&mut pending.reply.data[at..at + size(count)])?;
                 pending.reply.chunks.push(Chunk::Data(offset, count));
             }
             nbd::REPLY_OFFSET_HOLE => {
                 assert_eq!(pending.request.command, nbd::CMD_READ);
                 assert_eq!(length, 12, "a hole chunk has 12 bytes");
-                let offset = self.peer.u64();
-                let count = u64::from(self.peer.u32());
+                let offset = self.peer.try_u64()?;
+                let count = u64::from(self.peer.try_u32()?);
                 assert_ne!(count, 0, "a hole is not empty");
                 pending.cover(offset, count);
                 let at = size(offset - start);
                 pending.reply.data[at..at + size(count)].fill(0);
                 pending.reply.chunks.push(Chunk::Hole(offset, count));
             }
-            nbd::REPLY_BLOCK_STATUS => self.receive_status(&mut pending, length),
+            nbd::REPLY_BLOCK_STATUS => self.receive_status(&mut pending, length)?,
             nbd::REPLY_ERROR | nbd::REPLY_ERROR_OFFSET => {
                 let fixed = if kind == nbd::REPLY_ERROR { 6 } else { 14 };
                 assert!(length >= fixed, "an error chunk of {length} bytes");
-                let errno = self.peer.u32();
+                let errno = self.peer.try_u32()?;
                 assert_ne!(errno, 0, "an error chunk names an error");
-                let message = self.peer.u16();
+                let message = self.peer.try_u16()?;
                 assert_eq!(length, fixed + u32::from(message), "the message fills the error chunk");
                 assert!(message <= 4096, "a message is short");
-                let message = self.peer.receive_vec(usize::from(message));
-                pending.reply.message = String::from_utf8(message).expect("a message is UTF-8");
-                let offset = (kind == nbd::REPLY_ERROR_OFFSET).then(|| self.peer.u64());
+                let mut text = vec![0; usize::from(message)];
+                self.peer.try_fill(&mut text)?;
+                pending.reply.message = String::from_utf8(text).expect("a message is UTF-8");
+                let offset = if kind == nbd::REPLY_ERROR { None } else { Some(self.peer.try_u64()?) };
                 if let Some(offset) = offset {
                     assert!(offset >= start && offset < end, "an error's offset lies in the request");
                 }
@@ -438,19 +458,20 @@ impl Client {
             let reply = pending.finish();
             self.done.insert(cookie, reply);
         }
+        Ok(())
     }
 
-    fn receive_status(&mut self, pending: &mut Pending, length: u32) {
+    fn receive_status(&mut self, pending: &mut Pending, length: u32) -> io::Result<()> {
         assert_eq!(pending.request.command, nbd::CMD_BLOCK_STATUS);
         assert!(length >= 12 && length % 8 == 4, "a status chunk of {length} bytes");
-        let context = self.peer.u32();
+        let context = self.peer.try_u32()?;
         assert_eq!(Some(context), self.context, "only the selected context is reported");
         assert!(pending.reply.extents.is_empty(), "one status chunk a context");
         let wanted = u64::from(pending.request.length);
         let mut total = 0;
         for _ in 0..length / 8 {
             assert!(total < wanted, "no extent follows one that reaches the end of the request");
-            let (extent, state) = (self.peer.u32(), self.peer.u32());
+            let (extent, state) = (self.peer.try_u32()?, self.peer.try_u32()?);
             assert_ne!(extent, 0, "an extent is not empty");
             assert_eq!(state & !3, 0, "reserved state bits are clear");
             total += u64::from(extent);
@@ -463,6 +484,7 @@ impl Client {
             assert!(total <= wanted, "with REQ_ONE the extent does not exceed the request");
         }
         pending.reply.chunks.push(Chunk::Status(context));
+        Ok(())
     }
 }
 

@@ -132,6 +132,14 @@ impl Stream {
         }
     }
 
+    /// The local port, if it is a TCP socket.
+    pub fn local_port(&self) -> Option<u16> {
+        match self {
+            Self::Unix(_) => None,
+            Self::Tcp(stream) => Some(stream.local_addr().expect("a connected socket has an address").port()),
+        }
+    }
+
     /// Shuts one or both directions down.
     pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
         match self {
@@ -257,13 +265,6 @@ impl Peer {
         let _ = self.stream.get_mut().set_nonblocking(false);
     }
 
-    /// Receives exactly `N` bytes.
-    pub fn receive<const N: usize>(&mut self) -> [u8; N] {
-        let mut bytes = [0; N];
-        self.fill(&mut bytes);
-        bytes
-    }
-
     /// Receives exactly `length` bytes.
     pub fn receive_vec(&mut self, length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length];
@@ -283,17 +284,38 @@ impl Peer {
 
     /// Two bytes, big-endian.
     pub fn u16(&mut self) -> u16 {
-        u16::from_be_bytes(self.receive())
+        self.try_u16().expect("receiving from the server")
+    }
+
+    /// The same; the server may have gone.
+    pub fn try_u16(&mut self) -> io::Result<u16> {
+        let mut bytes = [0; 2];
+        self.try_fill(&mut bytes)?;
+        Ok(u16::from_be_bytes(bytes))
     }
 
     /// Four bytes, big-endian.
     pub fn u32(&mut self) -> u32 {
-        u32::from_be_bytes(self.receive())
+        self.try_u32().expect("receiving from the server")
+    }
+
+    /// The same; the server may have gone.
+    pub fn try_u32(&mut self) -> io::Result<u32> {
+        let mut bytes = [0; 4];
+        self.try_fill(&mut bytes)?;
+        Ok(u32::from_be_bytes(bytes))
     }
 
     /// Eight bytes, big-endian.
     pub fn u64(&mut self) -> u64 {
-        u64::from_be_bytes(self.receive())
+        self.try_u64().expect("receiving from the server")
+    }
+
+    /// The same; the server may have gone.
+    pub fn try_u64(&mut self) -> io::Result<u64> {
+        let mut bytes = [0; 8];
+        self.try_fill(&mut bytes)?;
+        Ok(u64::from_be_bytes(bytes))
     }
 
     /// The server must close without sending another byte.

@@ -1,0 +1,228 @@
+"""The servers: how each is started on an image, and the handle on one that runs."""
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import host, procs
+
+EXPORT = "img"
+
+
+class Failed(Exception):
+    """A server or client did not do what it was started for; the message says why."""
+
+
+@dataclass
+class Tools:
+    """The programs under test that are built here, and where overlays of the others go."""
+
+    memdev: Path
+    load: Path
+    overlays: Path
+
+
+@dataclass
+class Server:
+    """A way to serve an image so that it is not changed."""
+
+    name: str
+    private: bool
+    """Every connection has its own copy (else all clients share one)."""
+    peer: bool = True
+    """Counts for "best peer"; a tuned variant is shown only."""
+
+    def version(self, tools: Tools) -> str | None:
+        raise NotImplementedError
+
+    def command(self, run: "Running", images: list[tuple[str, Path]]) -> list:
+        raise NotImplementedError
+
+    def start(self, tools: Tools, images: list[tuple[str, Path]], transport: str) -> "Running":
+        """Starts it on the images (those that serve one only take the first) and waits until it answers."""
+        run = Running(self, transport, tools)
+        try:
+            run.start(self.command(run, images))
+        except BaseException:
+            run.stop()
+            raise
+        return run
+
+
+class Memdev(Server):
+    def version(self, tools):
+        return host.version(str(tools.memdev), "--version") if tools.memdev.exists() else None
+
+    def command(self, run, images):
+        place = ["--unix", run.socket] if run.transport == "unix" else ["--tcp", run.address]
+        named = [f"{name}={path}" for name, path in images]
+        return [run.tools.memdev, "serve", *named, *place]
+
+
+class Ceiling(Server):
+    def version(self, tools):
+        return host.version(str(tools.load), "--version")
+
+    def command(self, run, images):
+        place = ["--unix", run.socket] if run.transport == "unix" else ["--tcp", run.address]
+        return [run.tools.load, "ceiling", *place, images[0][1]]
+
+
+class Nbdkit(Server):
+    options: tuple[str, ...] = ()
+
+    def version(self, tools):
+        return host.version("nbdkit", "--version")
+
+    def command(self, run, images):
+        place = ["-U", run.socket] if run.transport == "unix" else ["-i", "127.0.0.1", "-p", str(run.port)]
+        return ["nbdkit", "-f", *place, "--filter=cow", "file", images[0][1], *self.options]
+
+
+class NbdkitSmall(Nbdkit):
+    """With the block size of the others instead of its default of 64 KiB."""
+
+    options = ("cow-block-size=4096",)
+
+
+class QemuNbd(Server):
+    def version(self, tools):
+        return host.version("qemu-nbd", "--version")
+
+    def command(self, run, images):
+        place = ["-k", run.socket] if run.transport == "unix" else ["-b", "127.0.0.1", "-p", str(run.port)]
+        # Its defaults: cache=writeback, aio=threads.
+        return ["qemu-nbd", "--snapshot", "-t", "-e", "256", "-x", EXPORT, "-f", "raw", *place, images[0][1]]
+
+
+class NbdServer(Server):
+    def version(self, tools):
+        return host.version("nbd-server", "--version")
+
+    def command(self, run, images):
+        unix = f"unixsock = {run.socket}\n" if run.transport == "unix" else ""
+        run.pid_file = run.scratch / "pid"
+        config = run.scratch / "config"
+        config.write_text(
+            f"[generic]\nlistenaddr = 127.0.0.1\nport = {run.port}\n{unix}"
+            f"[{EXPORT}]\nexportname = {images[0][1]}\ncopyonwrite = true\ncowdir = {run.overlay}\n"
+        )
+        return ["nbd-server", "-C", config, "-p", run.pid_file]
+
+
+MEMDEV = Memdev("memdev", private=True, peer=False)
+CEILING = Ceiling("ceiling", private=False, peer=False)
+ALL = [
+    MEMDEV,
+    CEILING,
+    NbdServer("nbd-server", private=True),
+    Nbdkit("nbdkit", private=False),
+    QemuNbd("qemu-nbd", private=False),
+    NbdkitSmall("nbdkit-4k", private=False, peer=False),
+]
+
+
+@dataclass
+class Running:
+    """A server that runs."""
+
+    server: Server
+    transport: str
+    tools: Tools
+    scratch: Path = field(init=False)
+    overlay: Path = field(init=False)
+    pid_file: Path | None = field(init=False, default=None)
+    pid: int | None = field(init=False, default=None)
+    port: int = field(init=False)
+
+    def __post_init__(self):
+        self.scratch = Path(tempfile.mkdtemp(prefix="cmp-"))
+        self.overlay = Path(tempfile.mkdtemp(prefix="memdev-compare-", dir=self.tools.overlays))
+        self.port = free_port()
+
+    @property
+    def socket(self) -> Path:
+        return self.scratch / "s"
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def start(self, command: list) -> None:
+        with open(self.scratch / "log", "wb") as log:
+            child = subprocess.Popen(
+                [str(word) for word in command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "TMPDIR": str(self.overlay)},
+                start_new_session=True,
+                preexec_fn=procs.prepare_child,
+            )
+        self.pid = child.pid
+        if self.pid_file:
+            # It goes into the background; what we then have to do with is the process that it names.
+            child.wait(timeout=10)
+            self._until(lambda: self.pid_file.exists() and self.pid_file.read_text().strip(), lambda: True)
+            self.pid = int(self.pid_file.read_text())
+        self._until(self._answers)
+
+    def _until(self, condition, hope=None) -> None:
+        """Waits for the condition, as long as there is hope: while the process lives."""
+        end = time.monotonic() + 20
+        while not condition():
+            if time.monotonic() > end or not (hope or self.alive)():
+                raise Failed(f"{self.server.name} does not start: {self.log()}")
+            time.sleep(0.01)
+
+    def _answers(self) -> bool:
+        """Whether a client gets a greeting."""
+        family = socket.AF_UNIX if self.transport == "unix" else socket.AF_INET
+        with socket.socket(family) as probe:
+            probe.settimeout(5)
+            try:
+                probe.connect(str(self.socket) if self.transport == "unix" else ("127.0.0.1", self.port))
+                return probe.recv(18).startswith(b"NBDMAGIC")
+            except OSError:
+                return False
+
+    def alive(self) -> bool:
+        return self.pid is not None and any(process.alive() for process in procs.tree(self.pid)[:1])
+
+    def log(self) -> str:
+        """The last line that it wrote."""
+        text = (self.scratch / "log").read_text(errors="replace").strip()
+        return text.splitlines()[-1] if text else "it said nothing"
+
+    def place(self) -> list[str]:
+        """Where it is, for memdev-load."""
+        return ["--unix", str(self.socket)] if self.transport == "unix" else ["--tcp", self.address]
+
+    def uri(self) -> str:
+        if self.transport == "unix":
+            return f"nbd+unix:///{EXPORT}?socket={self.socket}"
+        return f"nbd://{self.address}/{EXPORT}"
+
+    def stop(self) -> None:
+        if self.pid is not None:
+            procs.end(self.pid)
+            self.pid = None
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        shutil.rmtree(self.overlay, ignore_errors=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,170 @@
+//! Connecting: address, socket options, and the newstyle handshake up to the transmission phase.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use memdev::net::Address;
+use memdev::proto::{
+    ClientFlags, Greeting, InfoItem, InfoPayload, OptionCode, OptionHeader, OptionReplyHeader,
+    OptionReplyType,
+};
+use memdev::{Error, ErrorKind, Result};
+use rustix::net::sockopt;
+
+/// No handshake and no drain may hang a run for longer.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where a server listens.
+#[derive(Args, Clone, Debug)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Place {
+    /// The server's unix socket
+    #[arg(long, value_name = "PATH")]
+    unix: Option<PathBuf>,
+    /// The server's TCP address; for load only ever a loopback one
+    #[arg(long, value_name = "HOST:PORT")]
+    tcp: Option<String>,
+}
+
+impl Place {
+    /// The address that was given.
+    ///
+    /// # Errors
+    ///
+    /// It is not well-formed.
+    pub(crate) fn address(&self) -> Result<Address> {
+        match (&self.unix, &self.tcp) {
+            (Some(path), _) => Address::unix(path),
+            (None, Some(text)) => Address::tcp(text),
+            (None, None) => Err(Error::new(ErrorKind::Invalid, "Neither --unix nor --tcp was given")),
+        }
+    }
+}
+
+/// What to connect to, and as what.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Target {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// The export to open; each connection has a session of its own where the server gives it one
+    #[arg(long, default_value = "", value_name = "NAME")]
+    pub(crate) export: String,
+    /// Share the session ID among all connections, by opening NAME@ID
+    #[arg(long, value_name = "ID")]
+    pub(crate) share: Option<String>,
+    /// Negotiate structured replies
+    #[arg(long)]
+    pub(crate) structured: bool,
+}
+
+/// An open connection in the transmission phase.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) stream: OwnedFd,
+    /// The export's size in bytes.
+    pub(crate) size: u64,
+}
+
+/// A stream of either kind while it is still blocking.
+trait Stream: Read + Write {}
+impl<T: Read + Write> Stream for T {}
+
+impl Target {
+    /// The name that goes into the handshake.
+    fn export(&self) -> String {
+        match &self.share {
+            Some(id) => format!("{}@{id}", self.export),
+            None => self.export.clone(),
+        }
+    }
+
+    /// Connects and haggles.
+    ///
+    /// # Errors
+    ///
+    /// The address does not answer within [`PATIENCE`], is no newstyle NBD server, or refuses the export.
+    pub(crate) fn connect(&self) -> Result<Connection> {
+        let address = self.place.address()?;
+        let refused = |e: io::Error| Error::io("Cannot connect to", e).on(&address);
+        let opened = match &address {
+            Address::Unix(path) => self.open(UnixStream::connect(path).map_err(refused)?),
+            Address::Tcp { host, port } => {
+                let stream = TcpStream::connect((host.as_str(), *port)).map_err(refused)?;
+                stream.set_nodelay(true).and_then(|()| self.open(stream))
+            }
+            _ => return Err(Error::new(ErrorKind::Unsupported, "No way to connect to").on(&address)),
+        };
+        opened.map_err(|e| Error::io("Handshake failed with", e).on(&address))
+    }
+
+    fn open<S: Stream + AsFd + Into<OwnedFd>>(&self, mut stream: S) -> io::Result<Connection> {
+        sockopt::set_socket_timeout(&stream, sockopt::Timeout::Recv, Some(PATIENCE))?;
+        let size = haggle(&mut stream, &self.export(), self.structured)?;
+        Ok(Connection { stream: stream.into(), size })
+    }
+}
+
+/// Makes room for a whole batch of write payloads in one send; best effort, the system may cap it.
+pub(crate) fn widen(stream: &OwnedFd) {
+    let _ = sockopt::set_socket_send_buffer_size(stream, 2 << 20);
+}
+
+/// From the greeting to the answer of GO; returns the export's size.
+fn haggle(stream: &mut impl Stream, export: &str, structured: bool) -> io::Result<u64> {
+    let mut greeting = [0; Greeting::SIZE];
+    stream.read_exact(&mut greeting)?;
+    Greeting::parse(&greeting).map_err(|_| io::Error::other("not a newstyle NBD server"))?;
+    // Everything in one send: a careful client saves the round trips too, and they would drown the server's own time.
+    let mut out = ClientFlags::FIXED_NEWSTYLE.union(ClientFlags::NO_ZEROES).bits().to_be_bytes().to_vec();
+    if structured {
+        option(&mut out, OptionCode::StructuredReply, &[])?;
+    }
+    option(&mut out, OptionCode::Go, &InfoPayload::build(export, &[]))?;
+    stream.write_all(&out)?;
+    let mut replies = io::BufReader::with_capacity(4096, stream);
+    if structured && option_reply(&mut replies)?.0 != OptionReplyType::Ack {
+        return Err(io::Error::other("the server refuses structured replies"));
+    }
+    let mut export_size = None;
+    loop {
+        match option_reply(&mut replies)? {
+            (OptionReplyType::Info, payload) => {
+                if let Ok(InfoItem::Export { size, .. }) = InfoItem::parse(&payload) {
+                    export_size = Some(size);
+                }
+            }
+            (OptionReplyType::Ack, _) => {
+                return export_size.ok_or_else(|| io::Error::other("the server did not tell the size"));
+            }
+            (reply, payload) if reply.is_error() => {
+                let message = String::from_utf8_lossy(&payload);
+                return Err(io::Error::other(format!("the export was refused ({reply:?}): {message}")));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn option(out: &mut Vec<u8>, option: OptionCode, payload: &[u8]) -> io::Result<()> {
+    let length = u32::try_from(payload.len()).map_err(io::Error::other)?;
+    out.extend(OptionHeader { option, length }.encode());
+    out.extend(payload);
+    Ok(())
+}
+
+fn option_reply(stream: &mut impl Read) -> io::Result<(OptionReplyType, Vec<u8>)> {
+    let mut header = [0; OptionReplyHeader::SIZE];
+    stream.read_exact(&mut header)?;
+    let header = OptionReplyHeader::parse(&header).map_err(io::Error::other)?;
+    if header.length > 65536 {
+        return Err(io::Error::other("an option reply that is far too long"));
+    }
+    let mut payload = vec![0; header.length as usize];
+    stream.read_exact(&mut payload)?;
+    Ok((header.reply, payload))
+}
