@@ -280,7 +280,8 @@ mod tests {
                     prop_assert!(present[run.clone()].all() || present[run.clone()].not_any());
                     prop_assert_eq!(state == State::Unallocated, !present[run.start]);
                     prop_assert_eq!(state == State::Zero, zero[run.start]);
-                    prop_assert!(slots == if state == State::Allocated { run.len() } else { 0 });
+                    let expected = if state == State::Allocated { run.len() } else { 0 };
+                    prop_assert_eq!(slots, expected);
                     seen = run.end;
                 }
                 prop_assert_eq!(seen, LEAF_BLOCKS);
