@@ -421,6 +421,45 @@ fn half_of_a_write_is_no_write() {
 }
 
 #[test]
+fn a_block_is_seen_whole_or_not_at_all() {
+    // Two writers put whole blocks of one byte each in the same places while others read them: no reply mixes two.
+    let (_dir, image, server) = serve_with(&["--workers", "2"]);
+    let mut writers: Vec<Client> = (0..2).map(|_| server.client("base@whole")).collect();
+    let mut readers: Vec<Client> = (0..2).map(|_| server.client("base@whole")).collect();
+    std::thread::scope(|scope| {
+        for (n, writer) in writers.iter_mut().enumerate() {
+            scope.spawn(move || {
+                for round in 0..100_u8 {
+                    let mark = 1 + round * 2 + u8::try_from(n).expect("two writers");
+                    // Small ones are written in place, large ones received into place.
+                    let mut writes: Vec<Request> =
+                        (0..16).map(|block| Request::write(block * 4096, &[mark; 4096])).collect();
+                    writes.push(Request::write(64 * KIB, &vec![mark; 128 << 10]));
+                    if round % 8 == 7 {
+                        writes.push(Request::trim(0, 192 * KIB));
+                    }
+                    writer.pipeline(&writes).into_iter().for_each(|reply| drop(reply.ok()));
+                }
+            });
+        }
+        for reader in &mut readers {
+            let image = &image;
+            scope.spawn(move || {
+                let base = image.bytes(0, 192 * KIB);
+                for _ in 0..60 {
+                    let reads: Vec<Request> = (0..8).map(|_| Request::read(0, 192 * KIB)).collect();
+                    for reply in reader.pipeline(&reads) {
+                        for (seen, base) in reply.ok().data.chunks(4096).zip(base.chunks(4096)) {
+                            assert!(seen == base || seen == [seen[0]; 4096], "a block is torn");
+                        }
+                    }
+                }
+            });
+        }
+    });
+}
+
+#[test]
 fn connections_of_one_session_write_neighbours_in_the_same_block() {
     let (_dir, image, server) = serve_with(&["--workers", "2"]);
     // Eight connections interleave 64-byte writes over fresh blocks: a lost first write shows as base bytes.
