@@ -193,7 +193,8 @@ fn a_client_that_never_reads_its_replies_delays_nobody_and_costs_little() {
     let mut greedy = server.simple("base");
     let mut other = Checked::new(server.client("base"), &image);
     let before = server.usage().private;
-    let cookies: Vec<u64> = (0..400).map(|n| greedy.send(&Request::read(n % 8 * MIB, MIB))).collect();
+    let reads: Vec<Request> = (0..400).map(|n| Request::read(n % 8 * MIB, MIB)).collect();
+    let cookies = greedy.send_all(&reads);
     let mut random = Random::new(1);
     for _ in 0..500 {
         other.random_step(&mut random, 50_000, true);
@@ -246,7 +247,8 @@ fn unread_replies_keep_their_bytes_while_the_session_changes() {
     let mut writer = server.client("base@slow");
     let mut thief = server.client("base");
     writer.write(0, &vec![0x11; 4 << 20]);
-    let cookies: Vec<u64> = (0..64).map(|n| reader.send(&Request::read(n % 4 * MIB, MIB))).collect();
+    let reads: Vec<Request> = (0..64).map(|n| Request::read(n % 4 * MIB, MIB)).collect();
+    let cookies = reader.send_all(&reads);
     let mut first = [0; 16];
     reader.peer().fill(&mut first[..1]);
     writer.trim(0, 4 * MIB);
@@ -363,9 +365,8 @@ fn a_session_ended_amid_its_replies_is_gone() {
         let mut clients: Vec<Client> = (0..4).map(|_| server.simple("base@mid")).collect();
         clients[0].write(0, &vec![0x33; 2 << 20]);
         for client in &mut clients {
-            for n in 0..32 {
-                client.send(&Request::read(n % 2 * MIB, MIB));
-            }
+            let reads: Vec<Request> = (0..32).map(|n| Request::read(n % 2 * MIB, MIB)).collect();
+            client.send_all(&reads);
         }
         for client in clients {
             if round % 2 == 0 { client.cut() } else { drop(client) }

@@ -335,18 +335,9 @@ fn a_client_that_said_goodbye_is_answered_though_its_session_is_attached_again()
     for round in 1..=100_u8 {
         let mut leaving = server.client("base@leaving");
         let requests: Vec<Request> = (0..64).map(|n| Request::write(n * 8192, &[round; 8192])).collect();
-        let mut bytes = Vec::new();
-        let cookies: Vec<u64> = requests
-            .iter()
-            .map(|request| {
-                let cookie = leaving.expect(request);
-                bytes.extend(request.bytes(cookie));
-                cookie
-            })
-            .collect();
-        bytes.extend(Request::disconnect());
+        let cookies = leaving.send_all(&requests);
+        leaving.send_disconnect();
         let peer = leaving.peer();
-        peer.send(&bytes);
         peer.stream().shutdown(std::net::Shutdown::Write).expect("shutting one direction down");
         let mut next = server.client("base@leaving");
         for cookie in cookies {
