@@ -189,6 +189,8 @@ impl Locked<'_> {
 mod tests {
     use super::*;
     use crate::sys::Arena;
+    use bitvec::prelude::*;
+    use proptest::prelude::*;
 
     fn runs(leaf: &Leaf, within: Range<usize>) -> Vec<(Range<usize>, State, usize)> {
         let mut all = Vec::new();
@@ -244,6 +246,47 @@ mod tests {
         leaf.lock().set_zero(0..512, &mut freed);
         assert_eq!(runs(&leaf, 0..512), [(0..512, State::Zero, 0)]);
         assert_eq!(freed.len(), 489 + 10 + 1 + 12);
+    }
+
+    proptest! {
+        #[test]
+        fn the_planes_are_what_a_bit_vector_says(
+            ops in prop::collection::vec((any::<bool>(), 0..LEAF_BLOCKS, 1..100_usize), 1..60),
+        ) {
+            let arena = Arena::reserve(8192, 4096).unwrap();
+            let leaf = Leaf::default();
+            let (mut present, mut zero) = (bitvec![0; LEAF_BLOCKS], bitvec![0; LEAF_BLOCKS]);
+            let mut numbers = 0..;
+            let mut freed = Vec::new();
+            for (allocate, start, len) in ops {
+                let blocks = start..(start + len).min(LEAF_BLOCKS);
+                present[blocks.clone()].fill(true);
+                zero[blocks.clone()].fill(!allocate);
+                if allocate {
+                    for block in blocks {
+                        let slot = arena.adopt(numbers.next().unwrap());
+                        freed.extend(leaf.lock().set_allocated(block, slot));
+                    }
+                } else {
+                    leaf.lock().set_zero(blocks, &mut freed);
+                }
+                prop_assert!(BitSlice::<_, Lsb0>::from_slice(&leaf.present) == present.as_bitslice());
+                prop_assert!(BitSlice::<_, Lsb0>::from_slice(&leaf.zero) == zero.as_bitslice());
+                let allocated = present.count_ones() - zero.count_ones();
+                prop_assert_eq!(leaf.lock().slots.len(), allocated);
+                let mut seen = 0;
+                for (run, state, slots) in runs(&leaf, 0..LEAF_BLOCKS) {
+                    prop_assert_eq!(run.start, seen);
+                    prop_assert!(present[run.clone()].all() || present[run.clone()].not_any());
+                    prop_assert_eq!(state == State::Unallocated, !present[run.start]);
+                    prop_assert_eq!(state == State::Zero, zero[run.start]);
+                    let expected = if state == State::Allocated { run.len() } else { 0 };
+                    prop_assert_eq!(slots, expected);
+                    seen = run.end;
+                }
+                prop_assert_eq!(seen, LEAF_BLOCKS);
+            }
+        }
     }
 
     #[test]

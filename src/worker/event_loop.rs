@@ -267,6 +267,7 @@ impl Worker {
             // Closing its descriptor also ends its events, but that waits for the session to let go of it.
             let _ = epoll::delete(&self.epoll, connection.socket());
             connection.close(&mut self.tools.magazine);
+            self.tools.magazine.wipe();
             self.count_one_less();
         }
     }

@@ -103,7 +103,7 @@ class Memory:
     anonymous: int
     """RssAnon and huge pages."""
     overlay_files: int
-    """Blocks of files, memfds and deleted files that it has open for writing: overlays of servers that use files."""
+    """Blocks of the files in its overlay folder, and of memfds and deleted files, that it has open for writing."""
     threads: int
 
     @property
@@ -111,8 +111,8 @@ class Memory:
         return self.anonymous + self.overlay_files
 
 
-def memory(root: int) -> Memory:
-    """Memory of the tree, the page cache of the base image apart."""
+def memory(root: int, overlay: Path) -> Memory:
+    """Memory of the tree, with that of overlay files, but not the page cache of the base image."""
     anonymous = threads = shared = 0
     files: dict[tuple[int, int], int] = {}
     for process in tree(root):
@@ -124,7 +124,7 @@ def memory(root: int) -> Memory:
         anonymous += _kibibytes(values, "RssAnon") + _kibibytes(values, "HugetlbPages")
         shared += _kibibytes(values, "RssShmem")
         threads += int(values.get("Threads", "0"))
-        files.update(_written_files(process.pid))
+        files.update(_written_files(process.pid, overlay))
     # A memfd that is mapped and still open would otherwise count twice.
     return Memory(anonymous, max(sum(files.values()), shared), threads)
 
@@ -133,7 +133,7 @@ def _kibibytes(values: dict[str, str], name: str) -> int:
     return int(values.get(name, "0 kB").split()[0]) * 1024
 
 
-def _written_files(pid: int) -> dict[tuple[int, int], int]:
+def _written_files(pid: int, overlay: Path) -> dict[tuple[int, int], int]:
     files = {}
     folder = Path(f"/proc/{pid}/fd")
     try:
@@ -146,7 +146,8 @@ def _written_files(pid: int) -> dict[tuple[int, int], int]:
             flags = Path(f"/proc/{pid}/fdinfo/{entry}").read_text().split("flags:")[1].split()[0]
         except (OSError, IndexError):
             continue
-        if stat.S_ISREG(info.st_mode) and int(flags, 8) & os.O_ACCMODE != os.O_RDONLY:
+        ours = info.st_nlink == 0 or os.readlink(folder / entry).startswith(str(overlay))
+        if ours and stat.S_ISREG(info.st_mode) and int(flags, 8) & os.O_ACCMODE != os.O_RDONLY:
             files[info.st_dev, info.st_ino] = info.st_blocks * 512
     return files
 

@@ -199,6 +199,9 @@ class Running:
         text = (self.scratch / "log").read_text(errors="replace").strip()
         return text.splitlines()[-1] if text else "it said nothing"
 
+    def memory(self) -> procs.Memory:
+        return procs.memory(self.pid, self.overlay)
+
     def place(self) -> list[str]:
         """Where it is, for memdev-load."""
         return ["--unix", str(self.socket)] if self.transport == "unix" else ["--tcp", self.address]

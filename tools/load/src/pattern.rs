@@ -90,7 +90,7 @@ impl Random {
     /// Fills `bytes` with noise: data that no server can take for zeroes.
     pub(crate) fn fill(&mut self, bytes: &mut [u8]) {
         for part in bytes.chunks_mut(8) {
-            part.copy_from_slice(&self.next().to_ne_bytes()[..part.len()]);
+            part.copy_from_slice(&self.next().to_be_bytes()[..part.len()]);
         }
     }
 }
