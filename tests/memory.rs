@@ -268,3 +268,63 @@ fn several_connections_of_one_session_share_its_budget() {
     one.write(32 * MIB, &[1; 65_536]);
     assert_eq!(two.read(32 * MIB, 65_536), [1; 65_536]);
 }
+
+// Nothing of a budget is lost.
+
+#[test]
+fn a_budget_is_whole_again_after_connections_fought_over_it() {
+    let (_dir, image, server) = serve(64 * MIB, &["--session-memory", "4M", "--workers", "2"]);
+    let mut clients: Vec<Client> = (0..4).map(|_| server.client("base@fought")).collect();
+    let first = fill(&mut clients[0], 0, 1);
+    clients[0].trim(0, image.size);
+    std::thread::scope(|scope| {
+        for (n, client) in clients.iter_mut().enumerate() {
+            scope.spawn(move || {
+                let mut random = Random::new(n as u64);
+                for _ in 0..60 {
+                    let requests: Vec<Request> = (0..32)
+                        .map(|_| {
+                            // Overlapping, so that connections meet in the same blocks.
+                            let offset = random.below(8 * MIB);
+                            match random.below(8) {
+                                0 => Request::trim(offset, 2 * MIB),
+                                1 => Request::zeroes(offset, MIB),
+                                2 => Request::zeroes(offset, 100_000).with(nbd::NO_HOLE),
+                                3 => Request::write(offset, &[0; 50_000]),
+                                4 => Request::read(offset, 100_000),
+                                5 => Request::write(offset, &[1; 600]),
+                                _ => Request::write(offset, &[2; 100_000]),
+                            }
+                        })
+                        .collect();
+                    for reply in client.pipeline(&requests) {
+                        assert!(matches!(reply.error, None | Some(nbd::ENOSPC)), "{:?}", reply.error);
+                    }
+                }
+            });
+        }
+    });
+    clients[0].trim(0, image.size);
+    assert_eq!(fill(&mut clients[1], 0, 2), first, "all of the budget is there");
+}
+
+#[test]
+fn a_budget_is_whole_again_after_connections_were_cut_amid_their_writes() {
+    let (_dir, image, server) = serve(64 * MIB, &["--session-memory", "4M"]);
+    let mut keeper = server.client("base@cut");
+    let first = fill(&mut keeper, 0, 1);
+    keeper.trim(0, image.size);
+    let mut random = Random::new(3);
+    for _ in 0..150 {
+        let mut dying = server.client("base@cut");
+        let bytes = Request::write(random.below(MIB), &random.bytes(900_000)).bytes(1);
+        dying.peer().shove(&bytes[..support::size(random.below(bytes.len() as u64))]);
+        dying.cut();
+    }
+    support::wait_until("all of the budget is there", || {
+        keeper.trim(0, image.size);
+        let taken = fill(&mut keeper, 0, 2);
+        assert!(taken <= first);
+        taken == first
+    });
+}

@@ -127,26 +127,27 @@ fn cut(stream: &Stream, random: &mut Random) {
     }
 }
 
+/// So many rude connections, four at a time, half of them over TCP.
+fn crowd(server: &Server, count: u64, seed: u64) {
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            scope.spawn(move || {
+                let mut random = Random::new(seed + thread);
+                for _ in 0..count / 4 {
+                    let tcp = random.below(2) == 0;
+                    rude(if tcp { server.tcp_stream() } else { server.stream() }, &mut random);
+                }
+            });
+        }
+    });
+}
+
 #[test]
 fn nothing_is_left_of_two_thousand_connections_cut_at_random_moments() {
     let (_dir, image, server) = serve(&["--linger", "0s"]);
-    let crowd = |count: u64, seed: u64| {
-        std::thread::scope(|scope| {
-            for thread in 0..4 {
-                let server = &server;
-                scope.spawn(move || {
-                    let mut random = Random::new(seed + thread);
-                    for _ in 0..count / 4 {
-                        let tcp = random.below(2) == 0;
-                        rude(if tcp { server.tcp_stream() } else { server.stream() }, &mut random);
-                    }
-                });
-            }
-        });
-    };
     // Warmed up: what the server keeps for later (arenas, pools) is there before the count begins.
     let idle = server.usage();
-    crowd(400, 1);
+    crowd(&server, 400, 1);
     wait_until("the first crowd is gone", || server.usage().descriptors <= idle.descriptors);
     let baseline = server.usage();
     assert_eq!(baseline.descriptors, idle.descriptors);
@@ -154,9 +155,9 @@ fn nothing_is_left_of_two_thousand_connections_cut_at_random_moments() {
 
     let mut bystander = Checked::new(server.client("base"), &image);
     std::thread::scope(|scope| {
-        let crowd = scope.spawn(|| crowd(2000, 100));
+        let rudeness = scope.spawn(|| crowd(&server, 2000, 100));
         let mut random = Random::new(7);
-        while !crowd.is_finished() {
+        while !rudeness.is_finished() {
             bystander.random_step(&mut random, 20_000, true);
         }
     });
@@ -171,12 +172,29 @@ fn nothing_is_left_of_two_thousand_connections_cut_at_random_moments() {
 }
 
 #[test]
+fn no_memory_of_the_budget_is_lost_to_rude_clients() {
+    let (_dir, _image, server) = serve(&["--linger", "0s", "--memory", "6M"]);
+    let data = Random::new(9).bytes(16 * KIB);
+    // How much of the export one session can hold when nobody else is there.
+    let room = || {
+        let mut client = server.client("base");
+        let fits = |&n: &u64| client.call(&Request::write(n * 16 * KIB, &data)).error.is_none();
+        (0..EXPORT / (16 * KIB)).take_while(fits).count()
+    };
+    let before = room();
+    assert!((1..512).contains(&before), "the budget is used up by {before} writes");
+    crowd(&server, 400, 300);
+    wait_until("all of the budget is there", || room() == before);
+}
+
+#[test]
 fn a_client_that_never_reads_its_replies_delays_nobody_and_costs_little() {
     let (_dir, image, server) = serve(&["--workers", "1"]);
     let mut greedy = server.simple("base");
     let mut other = Checked::new(server.client("base"), &image);
     let before = server.usage().private;
-    let cookies: Vec<u64> = (0..400).map(|n| greedy.send(&Request::read(n % 8 * MIB, MIB))).collect();
+    let reads: Vec<Request> = (0..400).map(|n| Request::read(n % 8 * MIB, MIB)).collect();
+    let cookies = greedy.send_all(&reads);
     let mut random = Random::new(1);
     for _ in 0..500 {
         other.random_step(&mut random, 50_000, true);
@@ -229,7 +247,8 @@ fn unread_replies_keep_their_bytes_while_the_session_changes() {
     let mut writer = server.client("base@slow");
     let mut thief = server.client("base");
     writer.write(0, &vec![0x11; 4 << 20]);
-    let cookies: Vec<u64> = (0..64).map(|n| reader.send(&Request::read(n % 4 * MIB, MIB))).collect();
+    let reads: Vec<Request> = (0..64).map(|n| Request::read(n % 4 * MIB, MIB)).collect();
+    let cookies = reader.send_all(&reads);
     let mut first = [0; 16];
     reader.peer().fill(&mut first[..1]);
     writer.trim(0, 4 * MIB);
@@ -346,9 +365,8 @@ fn a_session_ended_amid_its_replies_is_gone() {
         let mut clients: Vec<Client> = (0..4).map(|_| server.simple("base@mid")).collect();
         clients[0].write(0, &vec![0x33; 2 << 20]);
         for client in &mut clients {
-            for n in 0..32 {
-                client.send(&Request::read(n % 2 * MIB, MIB));
-            }
+            let reads: Vec<Request> = (0..32).map(|n| Request::read(n % 2 * MIB, MIB)).collect();
+            client.send_all(&reads);
         }
         for client in clients {
             if round % 2 == 0 { client.cut() } else { drop(client) }

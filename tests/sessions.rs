@@ -335,18 +335,9 @@ fn a_client_that_said_goodbye_is_answered_though_its_session_is_attached_again()
     for round in 1..=100_u8 {
         let mut leaving = server.client("base@leaving");
         let requests: Vec<Request> = (0..64).map(|n| Request::write(n * 8192, &[round; 8192])).collect();
-        let mut bytes = Vec::new();
-        let cookies: Vec<u64> = requests
-            .iter()
-            .map(|request| {
-                let cookie = leaving.expect(request);
-                bytes.extend(request.bytes(cookie));
-                cookie
-            })
-            .collect();
-        bytes.extend(Request::disconnect());
+        let cookies = leaving.send_all(&requests);
+        leaving.send_disconnect();
         let peer = leaving.peer();
-        peer.send(&bytes);
         peer.stream().shutdown(std::net::Shutdown::Write).expect("shutting one direction down");
         let mut next = server.client("base@leaving");
         for cookie in cookies {
@@ -418,6 +409,45 @@ fn half_of_a_write_is_no_write() {
             alive.disconnect();
         }
     }
+}
+
+#[test]
+fn a_block_is_seen_whole_or_not_at_all() {
+    // Two writers put whole blocks of one byte each in the same places while others read them: no reply mixes two.
+    let (_dir, image, server) = serve_with(&["--workers", "2"]);
+    let mut writers: Vec<Client> = (0..2).map(|_| server.client("base@whole")).collect();
+    let mut readers: Vec<Client> = (0..2).map(|_| server.client("base@whole")).collect();
+    std::thread::scope(|scope| {
+        for (n, writer) in writers.iter_mut().enumerate() {
+            scope.spawn(move || {
+                for round in 0..100_u8 {
+                    let mark = 1 + round * 2 + u8::try_from(n).expect("two writers");
+                    // Small ones are written in place, large ones received into place.
+                    let mut writes: Vec<Request> =
+                        (0..16).map(|block| Request::write(block * 4096, &[mark; 4096])).collect();
+                    writes.push(Request::write(64 * KIB, &vec![mark; 128 << 10]));
+                    if round % 8 == 7 {
+                        writes.push(Request::trim(0, 192 * KIB));
+                    }
+                    writer.pipeline(&writes).into_iter().for_each(|reply| drop(reply.ok()));
+                }
+            });
+        }
+        for reader in &mut readers {
+            let image = &image;
+            scope.spawn(move || {
+                let base = image.bytes(0, 192 * KIB);
+                for _ in 0..60 {
+                    let reads: Vec<Request> = (0..8).map(|_| Request::read(0, 192 * KIB)).collect();
+                    for reply in reader.pipeline(&reads) {
+                        for (seen, base) in reply.ok().data.chunks(4096).zip(base.chunks(4096)) {
+                            assert!(seen == base || seen == [seen[0]; 4096], "a block is torn");
+                        }
+                    }
+                }
+            });
+        }
+    });
 }
 
 #[test]

@@ -691,7 +691,8 @@ fn nothing_after_disc_is_executed() {
 fn a_client_that_stops_sending_still_gets_its_replies() {
     let (_dir, image, server) = serve();
     let mut client = server.client("base");
-    let cookies: Vec<u64> = (0..64).map(|n| client.send(&Request::read(n * 65_536, 65_536))).collect();
+    let reads: Vec<Request> = (0..64).map(|n| Request::read(n * 65_536, 65_536)).collect();
+    let cookies = client.send_all(&reads);
     client.peer().stream().shutdown(std::net::Shutdown::Write).expect("shutting one direction down");
     for (n, cookie) in cookies.into_iter().enumerate() {
         let offset = n as u64 * 65_536;

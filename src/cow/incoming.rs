@@ -72,7 +72,8 @@ impl Incoming {
             if !self.slots.is_empty() && !staging.has_room() {
                 break;
             }
-            match magazine.allocate() {
+            // Only what was received into it will be read.
+            match magazine.allocate_to_overwrite() {
                 Ok(slot) => self.slots.push(slot),
                 // With some room the write goes on that far; the next window tells whether there is more.
                 Err(_) if !self.slots.is_empty() => break,

@@ -101,6 +101,14 @@ pub enum Content<'a> {
 /// Error kinds of the data path: cheap to make, as quota and range errors are a client's everyday.
 pub type Outcome<T> = Result<T, ErrorKind>;
 
+/// What became of an attempt to write part of a block.
+enum Step {
+    /// It is written; this slot was replaced.
+    Done(Option<Slot>),
+    /// The base's bytes are needed under it first.
+    NeedsBase,
+}
+
 /// A node of the tree: a leaf, or nothing for "all of these blocks are zero".
 type Node = Option<Box<Leaf>>;
 type Tree = BTreeMap<u64, Node>;
@@ -270,65 +278,69 @@ impl Overlay {
         magazine: &mut Magazine,
         fill: impl Fn(&mut [u8]) -> Outcome<()>,
     ) -> Outcome<()> {
-        let pool = Arc::clone(&self.pool);
-        let arena = pool.arena();
+        let arena = self.pool.arena();
         let within = within_leaf(block);
+        let whole = data.len() == self.block_size().in_memory();
         let put = |slot: &mut Slot| {
             arena.bytes_mut(slot).map(|bytes| bytes[at..at + data.len()].copy_from_slice(data)).is_some()
         };
-        // In place, if the block is there and nobody else looks at its slot.
-        let tree = self.read_tree();
-        let mut state = State::Unallocated;
-        if let Some(Some(leaf)) = tree.get(&leaf_of(block)) {
-            let mut leaf = leaf.lock();
-            state = leaf.state(within);
-            if leaf.slot_mut(within).is_some_and(put) {
-                return Ok(());
-            }
-        }
-        drop(tree);
-        // A new slot, filled outside of the locks where that may take time.
-        let mut fresh = magazine.allocate()?;
-        if state == State::Unallocated {
-            let filled = arena.bytes_mut(&mut fresh).map_or(Ok(()), &fill);
-            if let Err(error) = filled {
-                magazine.release(fresh);
-                return Err(error);
-            }
-        }
-        let mut fresh = Some(fresh);
-        let result = self.with_leaf(leaf_of(block), |leaf| {
-            let mut leaf = leaf.lock();
-            // Somebody may have been here since: what they wrote is the ground of this write.
-            match (leaf.state(within), leaf.slot_mut(within)) {
-                (State::Allocated, Some(slot)) => {
-                    if put(slot) {
-                        return Ok(None);
-                    }
-                    // Shared with a reply in flight: those bytes stay as they were read.
-                    if let Some(bytes) = fresh.as_mut().and_then(|slot| arena.bytes_mut(slot)) {
-                        bytes.copy_from_slice(arena.bytes(slot));
-                    }
+        // A slot with the base's bytes, if it turns out to be needed.
+        let mut ground: Option<Slot> = None;
+        let written = loop {
+            let step = self.with_leaf(leaf_of(block), |leaf| {
+                let mut leaf = leaf.lock();
+                let state = leaf.state(within);
+                if leaf.slot_mut(within).is_some_and(put) {
+                    return Ok(Step::Done(None));
                 }
-                (State::Zero, _) if state == State::Unallocated => {
-                    if let Some(bytes) = fresh.as_mut().and_then(|slot| arena.bytes_mut(slot)) {
-                        bytes.fill(0);
-                    }
+                let mut slot = match state {
+                    State::Unallocated if !whole => match ground.take() {
+                        Some(slot) => slot,
+                        None => return Ok(Step::NeedsBase),
+                    },
+                    _ if whole => magazine.allocate_to_overwrite()?,
+                    _ => magazine.allocate()?,
+                };
+                // Shared with a reply in flight: those bytes stay as they were read.
+                if let (false, Some(old), Some(new)) =
+                    (whole, leaf.slot_mut(within), arena.bytes_mut(&mut slot))
+                {
+                    new.copy_from_slice(arena.bytes(old));
                 }
-                _ => {}
+                put(&mut slot);
+                let mut slot = Some(slot);
+                let replaced = self.put_slot(&mut leaf, block, &mut slot);
+                ground = slot;
+                replaced.map(Step::Done)
+            });
+            match step.flatten() {
+                Ok(Step::Done(replaced)) => break Ok(replaced),
+                Ok(Step::NeedsBase) => match self.ground(magazine, &fill) {
+                    Ok(slot) => ground = Some(slot),
+                    Err(error) => break Err(error),
+                },
+                Err(error) => break Err(error),
             }
-            if let Some(slot) = &mut fresh {
-                put(slot);
-            }
-            self.put_slot(&mut leaf, block, &mut fresh)
-        });
-        if let Some(unused) = fresh {
+        };
+        if let Some(unused) = ground {
             magazine.release(unused);
         }
-        if let Some(old) = result?? {
+        if let Some(old) = written? {
             magazine.release(old);
         }
         Ok(())
+    }
+
+    /// A slot with the base's bytes: made outside of all locks, as that may take time.
+    fn ground(&self, magazine: &mut Magazine, fill: impl Fn(&mut [u8]) -> Outcome<()>) -> Outcome<Slot> {
+        let mut slot = magazine.allocate()?;
+        match self.pool.arena().bytes_mut(&mut slot).map_or(Ok(()), fill) {
+            Ok(()) => Ok(slot),
+            Err(error) => {
+                magazine.release(slot);
+                Err(error)
+            }
+        }
     }
 
     /// Makes `blocks` read as zeroes, and frees what they held.

@@ -6,8 +6,8 @@
 //!                                                                              gives idle chunks back to the system
 //! ```
 //!
-//! The invariant: a slot that is free (in a magazine or marked in a chunk) is zeroed. Slots that came back in bulk
-//! wait, still dirty, for the helper; whoever finds nothing else free wipes some of them instead of failing.
+//! The invariant: a slot that is marked free in a chunk is zeroed. Slots that came back in bulk wait, still dirty, for
+//! the helper; whoever finds nothing else free wipes some of them instead of failing.
 
 use super::{BlockSize, Outcome};
 use crate::error::{Error, ErrorKind, Result};
@@ -345,18 +345,22 @@ impl Pool {
 }
 
 /// Some free slots of one thread's own, so that it allocates and releases without a lock.
+///
+/// What comes back is wiped when it is needed zeroed, given back to the pool, or at [`Magazine::wipe`]. A slot that is
+/// going to be overwritten altogether needs no wiping before that.
 #[derive(Debug)]
 pub struct Magazine {
     pool: Arc<Pool>,
     // The next to hand out is the last: most recently used, so still in this core's cache.
-    slots: Vec<u32>,
+    clean: Vec<u32>,
+    dirty: Vec<u32>,
 }
 
 impl Magazine {
     /// An empty magazine, filled from `pool` as needed.
     #[must_use]
     pub fn new(pool: Arc<Pool>) -> Self {
-        Self { pool, slots: Vec::with_capacity(2 * MAGAZINE) }
+        Self { pool, clean: Vec::new(), dirty: Vec::new() }
     }
 
     /// A zeroed slot.
@@ -364,28 +368,58 @@ impl Magazine {
     /// # Errors
     /// `OutOfSpace` when the pool has none left.
     pub fn allocate(&mut self) -> Outcome<Slot> {
-        if self.slots.is_empty() {
-            self.pool.take(&mut self.slots)?;
+        if self.clean.is_empty() {
+            match self.dirty.pop() {
+                Some(number) => {
+                    self.pool.arena.wipe(number, 1);
+                    self.clean.push(number);
+                }
+                None => self.pool.take(&mut self.clean)?,
+            }
         }
-        let number = self.slots.pop().ok_or(ErrorKind::OutOfSpace)?;
+        let number = self.clean.pop().ok_or(ErrorKind::OutOfSpace)?;
         Ok(self.pool.arena.adopt(number))
     }
 
-    /// Gives a handle back; with the last one the slot is wiped and free.
+    /// A slot with anything in it: the caller overwrites all of it before anybody can read it.
+    ///
+    /// # Errors
+    /// As [`Magazine::allocate`].
+    pub fn allocate_to_overwrite(&mut self) -> Outcome<Slot> {
+        match self.dirty.pop() {
+            Some(number) => Ok(self.pool.arena.adopt(number)),
+            None => self.allocate(),
+        }
+    }
+
+    /// Gives a handle back; with the last one the slot is free.
     pub fn release(&mut self, slot: Slot) {
         let Some(number) = self.pool.arena.release(slot) else { return };
-        self.pool.arena.wipe(number, 1);
-        if self.slots.len() == 2 * MAGAZINE {
-            self.pool.put(self.slots.drain(..MAGAZINE));
+        self.dirty.push(number);
+        if self.dirty.len() == 2 * MAGAZINE {
+            // The oldest, which are in no cache any more.
+            self.pool.wipe(&self.dirty[..MAGAZINE]);
+            self.pool.put(self.dirty.drain(..MAGAZINE));
         }
-        self.slots.push(number);
+    }
+
+    /// Wipes what came back: whoever wrote it may be gone.
+    pub fn wipe(&mut self) {
+        self.pool.wipe(&self.dirty);
+        self.clean.append(&mut self.dirty);
+        if self.clean.len() > 4 * MAGAZINE {
+            self.pool.put(self.clean.drain(..2 * MAGAZINE));
+        }
     }
 
     /// Gives all free slots back to the pool, so that idle workers keep no chunk from the system.
     pub fn flush(&mut self) {
-        if !self.slots.is_empty() {
-            self.pool.put(self.slots.drain(..));
+        self.wipe();
+        if !self.clean.is_empty() {
+            self.pool.put(self.clean.drain(..));
         }
+        // A worker that had to do with many sessions must not keep their room.
+        (self.clean, self.dirty) = (Vec::new(), Vec::new());
     }
 }
 
@@ -421,6 +455,10 @@ mod tests {
         pool.arena().bytes_mut(&mut first).unwrap().fill(7);
         let number = first.number();
         magazine.release(first);
+        let again = magazine.allocate_to_overwrite().unwrap();
+        assert_eq!(again.number(), number);
+        magazine.release(again);
+        magazine.wipe();
         let again = magazine.allocate().unwrap();
         assert_eq!(again.number(), number);
         assert!(super::super::is_zero(pool.arena().bytes(&again)));

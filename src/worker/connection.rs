@@ -22,6 +22,8 @@ use std::sync::Arc;
 pub(super) const BUFFER: usize = 256 << 10;
 /// The same, when a large payload is expected behind the next header.
 const SMALL_BUFFER: usize = 4 << 10;
+/// Bytes of requests that are taken from a client that does not take its replies.
+const AHEAD: usize = 64 << 10;
 /// Receives in a row before others have a turn.
 const ROUNDS: usize = 4;
 
@@ -54,6 +56,8 @@ pub(super) enum Next {
     Readable,
     /// Room for output.
     Writable,
+    /// Room for output; meanwhile, some input is taken.
+    WritableOrReadable,
     /// Its next turn: it has work.
     Again,
     /// Base pages.
@@ -87,9 +91,28 @@ pub(super) struct Connection {
     rest: Vec<u8>,
     /// What arrived while it was not known whether the client is still there; acted on before anything newer.
     hold: Option<Box<Hold>>,
+    /// The client sends no more.
+    ended: bool,
     output: Output,
     /// What the event loop was last told to wait for.
     pub(super) waits_for: Next,
+}
+
+/// What a worker lent for this turn.
+struct Lent<'a> {
+    input: Input<'a>,
+    magazine: &'a mut Magazine,
+    orders: &'a mut Vec<Warm>,
+    pieces: &'a mut Vec<Piece>,
+    shared: &'a Shared,
+}
+
+/// What came of an attempt to receive.
+enum Received {
+    /// The client sends no more.
+    End,
+    /// Something; if the room was filled, there may be more.
+    Some { filled: bool },
 }
 
 /// The part of a worker's buffer that holds input of the connection at hand.
@@ -121,6 +144,7 @@ impl Connection {
             phase: Phase::Handshake(Box::new(handshake)),
             rest: Vec::new(),
             hold: None,
+            ended: false,
             output,
             waits_for: Next::Readable,
         }
@@ -147,17 +171,18 @@ impl Connection {
 
     /// Does what can be done now.
     pub(super) fn drive(&mut self, tools: &mut Tools, shared: &Shared) -> Next {
-        let lent = self.output.is_empty();
-        if lent {
+        let lends_output = self.output.is_empty();
+        if lends_output {
             std::mem::swap(&mut self.output, &mut tools.output);
         }
         let Tools { buffer, magazine, orders, pieces, output: idle } = tools;
-        let mut input = Input { buffer, start: 0, end: self.rest.len() };
-        input.buffer[..input.end].copy_from_slice(&self.rest);
+        buffer[..self.rest.len()].copy_from_slice(&self.rest);
+        let input = Input { buffer, start: 0, end: self.rest.len() };
         self.rest.clear();
-        let next = self.work(&mut input, magazine, orders, pieces, shared);
+        let mut lent = Lent { input, magazine, orders, pieces, shared };
+        let next = self.work(&mut lent);
         if next != Next::Close {
-            self.rest.extend_from_slice(input.bytes());
+            self.rest.extend_from_slice(lent.input.bytes());
             if self.rest.is_empty() {
                 self.rest = Vec::new();
             }
@@ -168,7 +193,7 @@ impl Connection {
         }
         if self.output.is_empty() {
             self.output.clear(magazine);
-            if lent {
+            if lends_output {
                 std::mem::swap(&mut self.output, idle);
             } else {
                 self.output = Output::default();
@@ -177,55 +202,48 @@ impl Connection {
         next
     }
 
-    fn work(
-        &mut self,
-        input: &mut Input<'_>,
-        magazine: &mut Magazine,
-        orders: &mut Vec<Warm>,
-        pieces: &mut Vec<Piece>,
-        shared: &Shared,
-    ) -> Next {
-        let mut rounds = 0;
+    fn work(&mut self, lent: &mut Lent<'_>) -> Next {
         // Replies that a client did not take come before anything that could make more of them.
-        match self.flush(magazine) {
+        match self.flush(lent.magazine) {
             Ok(Flushed::All) => {}
-            Ok(Flushed::Blocked) => return Next::Writable,
+            Ok(Flushed::Blocked) => return self.read_ahead(&mut lent.input),
             Err(error) => return self.lost(&error),
         }
-        loop {
-            let stop = self.act(input, magazine, orders, pieces, shared);
-            match self.flush(magazine) {
+        let mut may_have_more = true;
+        for _ in 0..ROUNDS {
+            let stop = self.act(lent);
+            match self.flush(lent.magazine) {
                 Ok(Flushed::All) => {}
-                Ok(Flushed::Blocked) => return Next::Writable,
+                Ok(Flushed::Blocked) => return self.read_ahead(&mut lent.input),
                 Err(error) => return self.lost(&error),
             }
             match stop {
-                Stop::Doubtful => match self.read_on(input) {
+                Stop::At(Pause::Output) => continue,
+                Stop::At(Pause::Input) => {}
+                Stop::At(Pause::Turn) => return Next::Again,
+                Stop::At(Pause::Waiting) => return Next::Warmed,
+                Stop::At(Pause::Over) => return Next::Close,
+                Stop::Doubtful => match self.read_on(&mut lent.input) {
                     Verdict::There => continue,
                     Verdict::Gone => return Next::Close,
                     Verdict::Unknown => return Next::Certainty,
                 },
-                Stop::At(Pause::Over) => return Next::Close,
-                Stop::At(Pause::Waiting) => return Next::Warmed,
-                Stop::At(Pause::Turn) => return Next::Again,
-                Stop::At(Pause::Output) if rounds < ROUNDS => {
-                    rounds += 1;
-                    continue;
-                }
-                Stop::At(Pause::Input) if rounds < ROUNDS => rounds += 1,
-                Stop::At(Pause::Output | Pause::Input) => return Next::Again,
             }
-            match self.receive(input) {
-                Ok(0) => match &mut self.phase {
-                    Phase::Transmission(transmission) => transmission.end_of_input(magazine),
+            if !may_have_more {
+                return Next::Readable;
+            }
+            match self.receive(&mut lent.input) {
+                Ok(Received::End) => match &mut self.phase {
+                    Phase::Transmission(transmission) => transmission.end_of_input(lent.magazine),
                     Phase::Handshake(_) | Phase::Closing => return Next::Close,
                 },
-                Ok(_) => {}
+                Ok(Received::Some { filled }) => may_have_more = filled,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Next::Readable,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => return Next::Again,
                 Err(error) => return self.lost(&error),
             }
         }
+        Next::Again
     }
 
     fn lost(&self, error: &io::Error) -> Next {
@@ -234,14 +252,8 @@ impl Connection {
     }
 
     /// Acts on the input.
-    fn act(
-        &mut self,
-        input: &mut Input<'_>,
-        magazine: &mut Magazine,
-        orders: &mut Vec<Warm>,
-        pieces: &mut Vec<Piece>,
-        shared: &Shared,
-    ) -> Stop {
+    fn act(&mut self, lent: &mut Lent<'_>) -> Stop {
+        let Lent { input, magazine, orders, pieces, shared } = lent;
         if let Phase::Handshake(handshake) = &mut self.phase {
             let exports = Exports { shared, stream: &self.stream };
             let mut replies = Vec::new();
@@ -297,8 +309,25 @@ impl Connection {
         verdict
     }
 
-    /// Receives payload to its place, and whatever comes behind it into the buffer. Returns the bytes received.
-    fn receive(&mut self, input: &mut Input<'_>) -> io::Result<usize> {
+    /// Takes some input, without acting on it, from a client that does not take its replies: many a client sends all its
+    /// requests before it reads the first reply.
+    fn read_ahead(&mut self, input: &mut Input<'_>) -> Next {
+        input.make_room();
+        let end = input.end;
+        if self.ended || self.hold.is_some() || end >= AHEAD {
+            return Next::Writable;
+        }
+        match sys::receive(self.stream.as_fd(), &mut [KernelSpanMut::new(&mut input.buffer[end..AHEAD])]) {
+            Ok(0) => self.ended = true,
+            Ok(count) => input.end += count,
+            // What is wrong with the connection is told by the next attempt to send.
+            Err(_) => {}
+        }
+        if self.ended || input.end >= AHEAD { Next::Writable } else { Next::WritableOrReadable }
+    }
+
+    /// Receives payload to its place, and whatever comes behind it into the buffer.
+    fn receive(&mut self, input: &mut Input<'_>) -> io::Result<Received> {
         input.make_room();
         let end = input.end;
         if let Some(hold) = &mut self.hold {
@@ -308,29 +337,29 @@ impl Connection {
                 self.hold = None;
             }
             if count > 0 {
-                return Ok(count);
+                return Ok(Received::Some { filled: true });
             }
         }
-        let Phase::Transmission(transmission) = &mut self.phase else {
-            let count =
-                sys::receive(self.stream.as_fd(), &mut [KernelSpanMut::new(&mut input.buffer[end..])])?;
-            input.end += count;
-            return Ok(count);
-        };
-        let room = if transmission.prefers_small_input() { SMALL_BUFFER } else { BUFFER }.max(end + 1);
-        let mut spans = ArrayVec::<KernelSpanMut<'_>, MAX_SPANS>::new();
-        let mut expected = 0;
-        for span in transmission.payload_spans().take(MAX_SPANS - 1) {
-            expected += span.len();
-            spans.push(span);
+        if self.ended {
+            return Ok(Received::End);
         }
-        spans.push(KernelSpanMut::new(&mut input.buffer[end..room.min(BUFFER)]));
+        let mut spans = ArrayVec::<KernelSpanMut<'_>, MAX_SPANS>::new();
+        let mut room = BUFFER;
+        if let Phase::Transmission(transmission) = &mut self.phase {
+            if transmission.prefers_small_input() {
+                room = SMALL_BUFFER.max(end + 1).min(BUFFER);
+            }
+            spans.extend(transmission.payload_spans().take(MAX_SPANS - 1));
+        }
+        let payload = spans.iter().map(KernelSpanMut::len).sum::<usize>();
+        spans.push(KernelSpanMut::new(&mut input.buffer[end..room]));
         let count = sys::receive(self.stream.as_fd(), &mut spans)?;
         drop(spans);
-        let payload = count.min(expected);
-        transmission.payload_received(payload as u64);
-        input.end += count - payload;
-        Ok(count)
+        if let Phase::Transmission(transmission) = &mut self.phase {
+            transmission.payload_received(count.min(payload) as u64);
+        }
+        input.end += count.saturating_sub(payload);
+        Ok(if count == 0 { Received::End } else { Received::Some { filled: count == payload + room - end } })
     }
 
     /// Gives back what it holds. What was not acted on never happened.

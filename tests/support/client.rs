@@ -226,6 +226,23 @@ impl Client {
         cookie
     }
 
+    /// Sends requests in one piece; returns their cookies. A unix socket takes far more bytes so than one by one.
+    pub fn send_all(&mut self, requests: &[Request]) -> Vec<u64> {
+        let (cookies, bytes) = self.expect_all(requests);
+        self.peer.send(&bytes);
+        cookies
+    }
+
+    fn expect_all(&mut self, requests: &[Request]) -> (Vec<u64>, Vec<u8>) {
+        let mut bytes = Vec::new();
+        let number = |request: &Request| {
+            let cookie = self.expect(request);
+            bytes.extend_from_slice(&request.bytes(cookie));
+            cookie
+        };
+        (requests.iter().map(number).collect(), bytes)
+    }
+
     /// Receives until the reply to `cookie` is complete.
     pub fn wait(&mut self, cookie: u64) -> Reply {
         self.try_wait(cookie).expect("receiving from the server")
@@ -260,15 +277,7 @@ impl Client {
 
     /// The same where the server may hang up.
     pub fn try_pipeline(&mut self, requests: &[Request], last: &[u8]) -> Vec<io::Result<Reply>> {
-        let mut bytes = Vec::new();
-        let cookies: Vec<u64> = requests
-            .iter()
-            .map(|request| {
-                let cookie = self.expect(request);
-                bytes.extend_from_slice(&request.bytes(cookie));
-                cookie
-            })
-            .collect();
+        let (cookies, mut bytes) = self.expect_all(requests);
         bytes.extend_from_slice(last);
         let mut writer = self.peer.stream().try_clone().expect("a second handle on the socket");
         std::thread::scope(|scope| {
