@@ -19,6 +19,12 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// More than this is brought into memory through the mapping, which reads around what is asked for; less is read as it
+/// is asked for.
+const READ_AT_ONCE: u64 = 1 << 20;
+/// Bytes on either side of what was read that are looked at, too.
+const LOOK_AROUND: u64 = 1 << 20;
+
 /// What tells one file from another, and one version of a file from the next that is renamed over it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Identity {
@@ -141,8 +147,8 @@ impl Image {
     /// seen. Cheap, and only a hint: the kernel may drop a page at any time.
     #[must_use]
     pub fn is_warm(&self, range: Range<u64>) -> bool {
-        self.residency.is_seen(range.clone())
-            || self.extents.runs(range).all(|run| !run.data || self.residency.is_seen(run.range()))
+        self.residency.is_seen(&range)
+            || self.extents.runs(range).all(|run| !run.data || self.residency.is_seen(&run.range()))
     }
 
     /// Reads the data of `range` into memory, and remembers that. Blocks for as long as the disk takes: never called
@@ -152,27 +158,37 @@ impl Image {
     /// When the file is shorter by now, or the disk fails.
     pub fn warm(&self, range: Range<u64>) -> io::Result<()> {
         let length = self.length_now();
-        for run in self.extents.runs(range) {
-            if run.data {
-                if run.range().end > length {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
-                for granule in self.residency.unseen(run.range()) {
-                    let wanted = run.offset.max(granule.start)..run.range().end.min(granule.end);
-                    match self.populate(granule.clone()) {
-                        Ok(()) => self.residency.set_seen(granule),
-                        // What was asked for may still be there, though not all that is around it.
-                        Err(_) => self.populate(wanted)?,
-                    }
-                }
+        for run in self.extents.runs(range).filter(|run| run.data) {
+            let bytes = run.range();
+            if bytes.end > length {
+                return Err(io::ErrorKind::UnexpectedEof.into());
             }
+            if bytes.end - bytes.start > READ_AT_ONCE {
+                self.populate(&bytes)?;
+            } else {
+                self.read_through(&bytes)?;
+            }
+            self.residency.set_seen(&bytes);
+            self.residency.look_around(&bytes, LOOK_AROUND, &self.mapping);
         }
         Ok(())
     }
 
-    fn populate(&self, range: Range<u64>) -> io::Result<()> {
+    /// Reads as a program would, so that the kernel reads ahead for those who read in sequence and only then.
+    fn read_through(&self, bytes: &Range<u64>) -> io::Result<()> {
+        let mut buffer = [0; 64 << 10];
+        let mut at = bytes.start;
+        while at < bytes.end {
+            let len = (bytes.end - at).min(buffer.len() as u64);
+            self.file.read_exact_at(&mut buffer[..usize::try_from(len).unwrap_or(0)], at)?;
+            at += len;
+        }
+        Ok(())
+    }
+
+    fn populate(&self, bytes: &Range<u64>) -> io::Result<()> {
         let fits = |n: u64| usize::try_from(n).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
-        self.mapping.populate(fits(range.start)?, fits(range.end - range.start)?)
+        self.mapping.populate(fits(bytes.start)?, fits(bytes.end - bytes.start)?)
     }
 
     /// Forgets what was seen in memory and is there no longer, so that the next read of it does not make a worker

@@ -1,98 +1,113 @@
-//! Which parts of an image were seen in memory: a hint that keeps workers from waiting for a disk.
+//! Which pages of an image were seen in memory: a hint that keeps workers from waiting for a disk.
 //!
-//! One bit a granule, set once the granule was read into the page cache. The kernel may drop pages later; a helper
-//! thread looks from time to time ([`Residency::recheck`]) and clears the bits of those that went.
+//! One bit a page, set once the page was found in the page cache. The kernel may drop pages later; a helper thread looks
+//! from time to time ([`Residency::recheck`]) and clears the bits of those that went.
 
 use crate::sys::Mapping;
 use std::ops::Range;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-/// Bytes that one bit stands for: the kernel's own fault-around size, so one fault maps a granule.
-const GRANULE: u64 = 64 << 10;
-/// Bytes that one call of `recheck` looks at.
-const RECHECK: u64 = 256 << 20;
+/// Words of bits in one part, which is made when a bit in it is first set: a huge sparse image costs next to nothing.
+const WORDS: usize = 512;
+/// Pages that a part stands for: 128 MiB of pages of 4 KiB.
+const PART: u64 = 64 * WORDS as u64;
+/// Parts that one call of `recheck` looks at.
+const RECHECK: usize = 2;
+
+type Part = Box<[AtomicU64; WORDS]>;
 
 #[derive(Debug)]
 pub(super) struct Residency {
     size: u64,
-    // 2 MiB for a 1 TiB image, once for all its sessions.
-    seen: Vec<AtomicU64>,
+    page: u64,
+    parts: Box<[OnceLock<Part>]>,
     next: AtomicUsize,
 }
 
-fn granules(range: &Range<u64>) -> Range<u64> {
-    if range.is_empty() { 0..0 } else { range.start / GRANULE..range.end.div_ceil(GRANULE) }
+/// Some bits of one word.
+#[derive(Debug, PartialEq, Eq)]
+struct Bits {
+    part: usize,
+    word: usize,
+    mask: u64,
 }
 
-/// The words that a range of granules touches, each with the mask of its bits.
-fn words(granules: Range<u64>) -> impl Iterator<Item = (usize, u64)> {
-    let (first, end) = (granules.start, granules.end);
-    let words = if first < end { first / 64..end.div_ceil(64) } else { 0..0 };
+/// The bits of a range of pages, word by word.
+fn bits(pages: Range<u64>) -> impl Iterator<Item = Bits> {
+    let words = if pages.is_empty() { 0..0 } else { pages.start / 64..pages.end.div_ceil(64) };
     words.map(move |word| {
-        let low = first.saturating_sub(word * 64);
-        let high = (end - word * 64).min(64);
+        let low = pages.start.saturating_sub(word * 64);
+        let high = (pages.end - word * 64).min(64);
         let mask = (u64::MAX << low) & (u64::MAX >> (64 - high));
-        (usize::try_from(word).expect("the image is mapped, so its granules can be counted"), mask)
+        Bits { part: index(word / WORDS as u64), word: index(word % WORDS as u64), mask }
     })
+}
+
+fn index(n: u64) -> usize {
+    usize::try_from(n).expect("the image is mapped, so its pages can be counted")
 }
 
 impl Residency {
     pub(super) fn new(size: u64) -> Self {
-        let count = usize::try_from(size.div_ceil(GRANULE).div_ceil(64)).expect("the image is mapped");
-        let seen = (0..count).map(|_| AtomicU64::new(0)).collect();
-        Self { size, seen, next: AtomicUsize::new(0) }
+        let page = rustix::param::page_size() as u64;
+        let parts = (0..size.div_ceil(page).div_ceil(PART)).map(|_| OnceLock::new()).collect();
+        Self { size, page, parts, next: AtomicUsize::new(0) }
     }
 
-    pub(super) fn is_seen(&self, range: Range<u64>) -> bool {
-        words(granules(&range)).all(|(word, mask)| self.seen[word].load(Ordering::Relaxed) & mask == mask)
+    fn pages(&self, range: &Range<u64>) -> Range<u64> {
+        if range.is_empty() { 0..0 } else { range.start / self.page..range.end.div_ceil(self.page) }
     }
 
-    pub(super) fn set_seen(&self, range: Range<u64>) {
-        for (word, mask) in words(granules(&range)) {
-            self.seen[word].fetch_or(mask, Ordering::Relaxed);
+    /// Whether all of `range` was seen in memory.
+    pub(super) fn is_seen(&self, range: &Range<u64>) -> bool {
+        bits(self.pages(range)).all(|Bits { part, word, mask }| {
+            self.parts[part].get().is_some_and(|part| part[word].load(Ordering::Relaxed) & mask == mask)
+        })
+    }
+
+    /// Notes that all of `range` was just read.
+    pub(super) fn set_seen(&self, range: &Range<u64>) {
+        bits(self.pages(range)).for_each(|bits| self.set(&bits));
+    }
+
+    fn set(&self, bits: &Bits) {
+        let part = self.parts[bits.part].get_or_init(|| Box::new([const { AtomicU64::new(0) }; WORDS]));
+        part[bits.word].fetch_or(bits.mask, Ordering::Relaxed);
+    }
+
+    /// Looks which pages around `range` are in memory, and notes them: where one was read, its neighbours are often
+    /// there, too, and need not be ordered one by one.
+    pub(super) fn look_around(&self, range: &Range<u64>, distance: u64, mapping: &Mapping) {
+        let start = range.start.saturating_sub(distance) / self.page;
+        let end = (range.end + distance).min(self.size).div_ceil(self.page);
+        let mut resident = vec![0; index(end - start)];
+        if mapping.residency(index(start * self.page), &mut resident).is_err() {
+            return;
         }
-    }
-
-    /// The granules of `range` that were not seen, as byte ranges that end with the image, neighbours in one.
-    pub(super) fn unseen(&self, range: Range<u64>) -> Vec<Range<u64>> {
-        let mut found: Vec<Range<u64>> = Vec::new();
-        for granule in granules(&range) {
-            let bytes = granule * GRANULE..((granule + 1) * GRANULE).min(self.size);
-            match found.last_mut() {
-                _ if self.is_seen(bytes.clone()) => {}
-                Some(last) if last.end == bytes.start => last.end = bytes.end,
-                _ => found.push(bytes),
+        for run in (start..end).zip(resident).collect::<Vec<_>>().chunk_by(|a, b| a.1 & 1 == b.1 & 1) {
+            if run[0].1 & 1 == 1 {
+                bits(run[0].0..run[0].0 + run.len() as u64).for_each(|bits| self.set(&bits));
             }
         }
-        found
     }
 
+    /// Looks at the next part of the image, and forgets pages that are in memory no longer.
     pub(super) fn recheck(&self, mapping: &Mapping) {
-        let page = rustix::param::page_size() as u64;
-        let granules_in_all = self.size.div_ceil(GRANULE);
-        let words_each = usize::try_from(RECHECK / GRANULE / 64).unwrap_or(1).max(1);
-        let first = self.next.fetch_add(words_each, Ordering::Relaxed);
-        if first >= self.seen.len() {
+        let first = self.next.fetch_add(RECHECK, Ordering::Relaxed);
+        if first >= self.parts.len() {
             self.next.store(0, Ordering::Relaxed);
             return;
         }
-        let mut pages = [0_u8; 64];
-        for (word, seen) in self.seen.iter().enumerate().skip(first).take(words_each) {
-            let mut bits = seen.load(Ordering::Relaxed);
-            while bits != 0 {
-                let bit = bits.trailing_zeros();
-                bits &= bits - 1;
-                let granule = word as u64 * 64 + u64::from(bit);
-                debug_assert!(granule < granules_in_all);
-                let start = granule * GRANULE;
-                let end = (start + GRANULE).min(self.size);
-                let count = usize::try_from((end - start).div_ceil(page)).unwrap_or(0).min(pages.len());
-                let Ok(offset) = usize::try_from(start) else { return };
-                let gone = mapping.residency(offset, &mut pages[..count]).is_err()
-                    || pages[..count].iter().any(|page| page & 1 == 0);
-                if gone {
-                    seen.fetch_and(!(1 << bit), Ordering::Relaxed);
-                }
+        for (number, part) in self.parts.iter().enumerate().skip(first).take(RECHECK) {
+            let Some(part) = part.get() else { continue };
+            let start = number as u64 * PART;
+            let count = (self.size.div_ceil(self.page) - start).min(PART);
+            let mut resident = vec![0; index(count)];
+            let asked = mapping.residency(index(start * self.page), &mut resident);
+            for (word, pages) in part.iter().zip(resident.chunks(64)) {
+                let there = pages.iter().rev().fold(0, |bits, page| bits << 1 | u64::from(page & 1));
+                word.fetch_and(if asked.is_ok() { there } else { 0 }, Ordering::Relaxed);
             }
         }
     }
@@ -102,21 +117,25 @@ impl Residency {
 mod tests {
     use super::*;
 
-    #[test]
-    fn words_and_masks_cover_exactly_the_granules() {
-        let all: Vec<_> = words(3..130).collect();
-        assert_eq!(all, [(0, u64::MAX << 3), (1, u64::MAX), (2, 0b11)]);
-        assert_eq!(words(64..65).collect::<Vec<_>>(), [(1, 1)]);
-        assert_eq!(words(5..5).count(), 0);
+    fn masks(pages: Range<u64>) -> Vec<(usize, usize, u64)> {
+        bits(pages).map(|bits| (bits.part, bits.word, bits.mask)).collect()
     }
 
     #[test]
-    fn unseen_granules_are_merged_and_end_with_the_image() {
-        let residency = Residency::new(GRANULE * 4 + 100);
-        residency.set_seen(GRANULE..GRANULE + 1);
-        assert_eq!(residency.unseen(0..GRANULE * 4 + 100), [0..GRANULE, GRANULE * 2..GRANULE * 4 + 100]);
-        assert!(residency.is_seen(GRANULE + 5..GRANULE * 2));
-        assert!(!residency.is_seen(GRANULE + 5..GRANULE * 2 + 1));
-        assert!(residency.is_seen(7..7));
+    fn words_and_masks_cover_exactly_the_pages() {
+        assert_eq!(masks(3..130), [(0, 0, u64::MAX << 3), (0, 1, u64::MAX), (0, 2, 0b11)]);
+        assert_eq!(masks(PART - 1..PART + 1), [(0, WORDS - 1, 1 << 63), (1, 0, 1)]);
+        assert_eq!(masks(5..5), []);
+    }
+
+    #[test]
+    fn what_was_seen_is_known_page_by_page() {
+        let residency = Residency::new(1 << 40);
+        let page = residency.page;
+        assert!(residency.is_seen(&(7..7)) && !residency.is_seen(&(7..8)));
+        residency.set_seen(&(page + 5..3 * page));
+        assert!(residency.is_seen(&(page..3 * page)));
+        assert!(!residency.is_seen(&(page..3 * page + 1)) && !residency.is_seen(&(page - 1..page)));
+        assert_eq!(residency.parts.iter().filter(|part| part.get().is_some()).count(), 1);
     }
 }
