@@ -52,7 +52,6 @@ fn file_in(image: &Path, path: &str) -> String {
 }
 
 #[test]
-#[ignore = "needs root, /dev/fuse and loop devices; tools/test runs it"]
 fn a_file_system_is_changed_in_a_session_and_is_in_order_afterwards() {
     let dir = scratch();
     let tree = dir.path().join("tree");
@@ -130,7 +129,6 @@ fn a_file_system_is_changed_in_a_session_and_is_in_order_afterwards() {
 }
 
 #[test]
-#[ignore = "needs root, /dev/fuse and loop devices; tools/test runs it"]
 fn two_mounted_sessions_have_their_own_changes() {
     let dir = scratch();
     let tree = dir.path().join("tree");
@@ -190,7 +188,6 @@ fn package(dir: &Path) -> std::path::PathBuf {
 }
 
 #[test]
-#[ignore = "needs root, /dev/fuse, loop devices and MEMDEV_ROOT_IMAGE; tools/test runs it"]
 fn packages_are_changed_in_a_debian_root() {
     let golden = std::env::var("MEMDEV_ROOT_IMAGE")
         .expect("MEMDEV_ROOT_IMAGE is the path of a Debian root image, as tools/make-image prints it");

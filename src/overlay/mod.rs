@@ -313,7 +313,7 @@ impl Overlay {
                 ground = slot;
                 replaced.map(Step::Done)
             });
-            match step.flatten() {
+            match step.unwrap_or_else(Err) {
                 Ok(Step::Done(replaced)) => break Ok(replaced),
                 Ok(Step::NeedsBase) => match self.ground(magazine, &fill) {
                     Ok(slot) => ground = Some(slot),

@@ -22,6 +22,8 @@ use std::sync::Arc;
 pub(super) const BUFFER: usize = 256 << 10;
 /// The same, when a large payload is expected behind the next header.
 const SMALL_BUFFER: usize = 4 << 10;
+/// Bytes of requests that are taken from a client that does not take its replies.
+const AHEAD: usize = 64 << 10;
 /// Receives in a row before others have a turn.
 const ROUNDS: usize = 4;
 
@@ -54,6 +56,8 @@ pub(super) enum Next {
     Readable,
     /// Room for output.
     Writable,
+    /// Room for output; meanwhile, some input is taken.
+    WritableOrReadable,
     /// Its next turn: it has work.
     Again,
     /// Base pages.
@@ -87,6 +91,8 @@ pub(super) struct Connection {
     rest: Vec<u8>,
     /// What arrived while it was not known whether the client is still there; acted on before anything newer.
     hold: Option<Box<Hold>>,
+    /// The client sends no more.
+    ended: bool,
     output: Output,
     /// What the event loop was last told to wait for.
     pub(super) waits_for: Next,
@@ -138,6 +144,7 @@ impl Connection {
             phase: Phase::Handshake(Box::new(handshake)),
             rest: Vec::new(),
             hold: None,
+            ended: false,
             output,
             waits_for: Next::Readable,
         }
@@ -199,7 +206,7 @@ impl Connection {
         // Replies that a client did not take come before anything that could make more of them.
         match self.flush(lent.magazine) {
             Ok(Flushed::All) => {}
-            Ok(Flushed::Blocked) => return Next::Writable,
+            Ok(Flushed::Blocked) => return self.read_ahead(&mut lent.input),
             Err(error) => return self.lost(&error),
         }
         let mut may_have_more = true;
@@ -207,7 +214,7 @@ impl Connection {
             let stop = self.act(lent);
             match self.flush(lent.magazine) {
                 Ok(Flushed::All) => {}
-                Ok(Flushed::Blocked) => return Next::Writable,
+                Ok(Flushed::Blocked) => return self.read_ahead(&mut lent.input),
                 Err(error) => return self.lost(&error),
             }
             match stop {
@@ -302,6 +309,23 @@ impl Connection {
         verdict
     }
 
+    /// Takes some input, without acting on it, from a client that does not take its replies: many a client sends all its
+    /// requests before it reads the first reply.
+    fn read_ahead(&mut self, input: &mut Input<'_>) -> Next {
+        input.make_room();
+        let end = input.end;
+        if self.ended || self.hold.is_some() || end >= AHEAD {
+            return Next::Writable;
+        }
+        match sys::receive(self.stream.as_fd(), &mut [KernelSpanMut::new(&mut input.buffer[end..AHEAD])]) {
+            Ok(0) => self.ended = true,
+            Ok(count) => input.end += count,
+            // What is wrong with the connection is told by the next attempt to send.
+            Err(_) => {}
+        }
+        if self.ended || input.end >= AHEAD { Next::Writable } else { Next::WritableOrReadable }
+    }
+
     /// Receives payload to its place, and whatever comes behind it into the buffer.
     fn receive(&mut self, input: &mut Input<'_>) -> io::Result<Received> {
         input.make_room();
@@ -315,6 +339,9 @@ impl Connection {
             if count > 0 {
                 return Ok(Received::Some { filled: true });
             }
+        }
+        if self.ended {
+            return Ok(Received::End);
         }
         let mut spans = ArrayVec::<KernelSpanMut<'_>, MAX_SPANS>::new();
         let mut room = BUFFER;

@@ -162,7 +162,7 @@ impl Worker {
                     if let Some(connection) = self.connections.get_mut(&token) {
                         connection.warmed(ticket, readable);
                         // One that waits for its client to read must not make more for it to read.
-                        if connection.waits_for != Next::Writable {
+                        if !matches!(connection.waits_for, Next::Writable | Next::WritableOrReadable) {
                             self.drive(token);
                         }
                     }
@@ -226,7 +226,7 @@ impl Worker {
         match waits_for {
             // Nobody is there to read a reply. One that waits for input is driven, so that it learns of what is left
             // of it first.
-            Some(Next::Warmed | Next::Writable) if gone => self.close(token),
+            Some(Next::Warmed | Next::Writable | Next::WritableOrReadable) if gone => self.close(token),
             // Its turn comes.
             Some(Next::Again) | None => {}
             Some(_) => self.drive(token),
@@ -250,6 +250,7 @@ impl Worker {
             let flags = match next {
                 Next::Readable | Next::Certainty => epoll::EventFlags::IN,
                 Next::Writable => epoll::EventFlags::OUT,
+                Next::WritableOrReadable => epoll::EventFlags::OUT | epoll::EventFlags::IN,
                 // Only that the client is gone is still of interest, which is told always.
                 Next::Again | Next::Warmed | Next::Close => epoll::EventFlags::empty(),
             };

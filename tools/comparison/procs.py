@@ -73,6 +73,14 @@ def tree(root: int) -> list[Process]:
     return found
 
 
+def mentions(pid: int, path: Path) -> bool:
+    """Whether the path, or something below it, is on the process's command line."""
+    try:
+        return str(path).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def cpu_seconds(root: int) -> float:
     """CPU time that the tree has used so far, that of children who have ended and been waited for included."""
     total = 0

@@ -215,6 +215,10 @@ class Running:
         if self.pid is not None:
             procs.end(self.pid)
             self.pid = None
+        # One that went into the background, but was not waited for to the end.
+        for process in procs.tree(os.getpid())[1:]:
+            if procs.mentions(process.pid, self.scratch):
+                procs.end(process.pid)
         shutil.rmtree(self.scratch, ignore_errors=True)
         shutil.rmtree(self.overlay, ignore_errors=True)
 

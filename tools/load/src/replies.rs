@@ -54,16 +54,23 @@ impl Replies {
                 awaited.done(cookie, std::mem::take(&mut self.failed));
             }
             let (Some(&magic), kept) = (rest.first_chunk(), rest) else {
-                return Ok(self.keep(rest));
+                self.keep(rest);
+                return Ok(());
             };
             match ReplyKind::parse(magic).map_err(|_| "a reply with a wrong magic")? {
                 ReplyKind::Simple => {
-                    let Some((header, behind)) = rest.split_first_chunk() else { return Ok(self.keep(kept)) };
+                    let Some((header, behind)) = rest.split_first_chunk() else {
+                        self.keep(kept);
+                        return Ok(());
+                    };
                     self.simple(header, awaited)?;
                     rest = behind;
                 }
                 ReplyKind::Structured => {
-                    let Some((header, behind)) = rest.split_first_chunk() else { return Ok(self.keep(kept)) };
+                    let Some((header, behind)) = rest.split_first_chunk() else {
+                        self.keep(kept);
+                        return Ok(());
+                    };
                     self.chunk(header, awaited)?;
                     rest = behind;
                 }
