@@ -14,13 +14,16 @@
 pub mod client;
 pub mod image;
 pub mod model;
+pub mod nbd;
 pub mod peer;
+pub mod request;
 pub mod server;
 
-pub use client::{Chunk, Client, Reply, Request};
+pub use client::Client;
 pub use image::Image;
 pub use model::{Checked, Model, assert_bytes};
-pub use peer::{Export, OptionReply, Peer, Stream, nbd};
+pub use peer::{Export, OptionReply, Peer, Stream};
+pub use request::{Chunk, Reply, Request};
 pub use server::{Server, Usage};
 
 use std::time::{Duration, Instant};
