@@ -63,8 +63,17 @@ def show(value: float | None, metric: str) -> str:
     return f"{value:.3g}"
 
 
+def shown(result: dict, metric: str) -> str:
+    """What a measurement has to say for itself while the next ones run."""
+    if "points" in result:
+        return " ".join(f"{point}:{value / 1000:.0f}" for point, value in result["points"].items()) + " k/s"
+    return show(result.get(metric), metric)
+
+
 def table(head: list[str], lines: list[list[str]]) -> str:
     """A Markdown table with aligned columns: for the terminal and for the documentation."""
+    if not lines:
+        return ""
     widths = [max(len(line[column]) for line in [head, *lines]) for column in range(len(head))]
 
     def row(cells: list[str]) -> str:
@@ -162,4 +171,4 @@ def render(results: dict) -> str:
         parts.insert(0, ratios(found))
     if failed := failures(results["runs"]):
         parts.append("Not measured:\n" + failed)
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"

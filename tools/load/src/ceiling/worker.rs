@@ -17,6 +17,8 @@ use super::image::{Image, Reply};
 
 /// One receive takes at most this much.
 const RECEIVE: usize = 256 << 10;
+/// Receives in a row before others have a turn: more has often come while the batch before was answered.
+const ROUNDS: usize = 4;
 /// How long to look for work before going to sleep, as long as the work comes within this time: as memdev's workers do.
 const POLL: Duration = Duration::from_micros(50);
 
@@ -86,7 +88,7 @@ impl Loop {
         }
     }
 
-    /// One receive, or one more send, for the connection that is ready.
+    /// A turn for the connection that is ready.
     fn turn(&mut self, number: u64, buffer: &mut [u8]) -> io::Result<()> {
         if !self.connections.contains_key(&number) {
             self.connections
@@ -144,18 +146,23 @@ impl Connection {
     }
 
     fn turn(&mut self, image: &Image, buffer: &mut [u8]) -> Result<(), Over> {
-        if !self.sending() {
-            self.receive(image, buffer)?;
+        self.send(image)?;
+        for _ in 0..ROUNDS {
+            if self.sending() || !self.receive(image, buffer)? {
+                break;
+            }
+            self.send(image)?;
         }
-        self.send(image)
+        Ok(())
     }
 
-    fn receive(&mut self, image: &Image, buffer: &mut [u8]) -> Result<(), Over> {
+    /// Whether anything had arrived.
+    fn receive(&mut self, image: &Image, buffer: &mut [u8]) -> Result<bool, Over> {
         buffer[..self.carried].copy_from_slice(&self.carry[..self.carried]);
         let received = match recv(&self.stream, &mut buffer[self.carried..], RecvFlags::DONTWAIT) {
             Ok((_, 0)) => return Err(Over),
             Ok((_, received)) => received,
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(()),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(false),
             Err(_) => return Err(Over),
         };
         let mut rest = &buffer[..self.carried + received];
@@ -172,7 +179,7 @@ impl Connection {
         }
         self.carry[..rest.len()].copy_from_slice(rest);
         self.carried = rest.len();
-        Ok(())
+        Ok(true)
     }
 
     /// Queues the answer, that of a write for when its payload has been dropped.
