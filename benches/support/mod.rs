@@ -59,7 +59,11 @@ impl Memory {
     /// The private half of a new device.
     #[must_use]
     pub(crate) fn overlay(&self) -> Overlay {
-        Overlay::new(BLOCKS, Arc::clone(&self.pool), Budget::within(&self.total, 2 * SIZE))
+        Overlay::new(
+            BLOCKS,
+            Arc::clone(&self.pool),
+            Budget::within(&self.total, 2 * SIZE).expect("the total is larger"),
+        )
     }
 }
 

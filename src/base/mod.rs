@@ -15,15 +15,13 @@ use residency::Residency;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// More than this is brought into memory through the mapping, which reads around what is asked for; less is read as it
-/// is asked for.
-const READ_AT_ONCE: u64 = 1 << 20;
-/// Bytes on either side of what was read that are looked at, too.
-const LOOK_AROUND: u64 = 1 << 20;
+/// Bytes on either side of what is asked for that are looked at, too: so few that a vain look costs next to nothing.
+const LOOK_AROUND: u64 = 128 << 10;
 
 /// What tells one file from another, and one version of a file from the next that is renamed over it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +35,8 @@ struct Identity {
 pub struct Image {
     file: File,
     is_device: bool,
+    /// The kernel tells what of the file is in memory; to others it says that everything is.
+    is_told: bool,
     identity: Identity,
     size: u64,
     mapping: Mapping,
@@ -85,11 +85,19 @@ impl Image {
             identity: Identity { device: metadata.dev(), inode: metadata.ino() },
             extents: Extents::of_file(&file, size),
             residency: Residency::new(size),
-            file,
             is_device: kind.is_block_device(),
+            is_told: is_told(&file, &metadata),
+            file,
             size,
             mapping,
         })
+    }
+
+    /// The image as somebody sees it whom the kernel does not tell what is in memory.
+    #[cfg(test)]
+    pub(crate) fn untold(mut self) -> Self {
+        self.is_told = false;
+        self
     }
 
     /// Bytes in the image, as it was when it was opened.
@@ -163,15 +171,20 @@ impl Image {
             if bytes.end > length {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            if bytes.end - bytes.start > READ_AT_ONCE {
-                self.populate(&bytes)?;
-            } else {
-                self.read_through(&bytes)?;
-            }
+            self.read_through(&bytes)?;
             self.residency.set_seen(&bytes);
-            self.residency.look_around(&bytes, LOOK_AROUND, &self.mapping);
         }
         Ok(())
+    }
+
+    /// As [`Image::is_warm`], after a look at what is in memory, of which the kernel tells without waiting.
+    #[must_use]
+    pub fn is_warm_after_a_look(&self, range: Range<u64>) -> bool {
+        self.is_warm(range.clone())
+            || (self.is_told && {
+                self.residency.look_around(&range, LOOK_AROUND, &self.mapping);
+                self.is_warm(range)
+            })
     }
 
     /// Reads as a program would, so that the kernel reads ahead for those who read in sequence and only then.
@@ -186,15 +199,10 @@ impl Image {
         Ok(())
     }
 
-    fn populate(&self, bytes: &Range<u64>) -> io::Result<()> {
-        let fits = |n: u64| usize::try_from(n).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
-        self.mapping.populate(fits(bytes.start)?, fits(bytes.end - bytes.start)?)
-    }
-
     /// Forgets what was seen in memory and is there no longer, so that the next read of it does not make a worker
     /// wait. Looks at a bounded part of the image each time it is called and goes on where it stopped.
     pub fn recheck_residency(&self) {
-        self.residency.recheck(&self.mapping);
+        self.residency.recheck(&self.mapping, self.is_told);
     }
 }
 
@@ -255,6 +263,16 @@ impl Source {
         }
         Arc::clone(&current)
     }
+}
+
+/// Whether `mincore` answers truly: since Linux 5.2 only to the file's owner, and to who may write it.
+fn is_told(file: &File, metadata: &std::fs::Metadata) -> bool {
+    let user = rustix::process::geteuid();
+    let may_write = || {
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok()
+    };
+    user.is_root() || metadata.uid() == user.as_raw() || may_write()
 }
 
 fn length(mut file: &File) -> io::Result<u64> {

@@ -76,8 +76,8 @@ impl Residency {
         part[bits.word].fetch_or(bits.mask, Ordering::Relaxed);
     }
 
-    /// Looks which pages around `range` are in memory, and notes them: where one was read, its neighbours are often
-    /// there, too, and need not be ordered one by one.
+    /// Looks which pages in and around `range` are in memory, and notes them: where one is, its neighbours often are, too,
+    /// and need not be looked for one by one.
     pub(super) fn look_around(&self, range: &Range<u64>, distance: u64, mapping: &Mapping) {
         let start = range.start.saturating_sub(distance) / self.page;
         let end = (range.end + distance).min(self.size).div_ceil(self.page);
@@ -93,7 +93,8 @@ impl Residency {
     }
 
     /// Looks at the next part of the image, and forgets pages that are in memory no longer.
-    pub(super) fn recheck(&self, mapping: &Mapping) {
+    /// Where the kernel does not tell (`is_told`), all of the part is forgotten: that costs an order a page, and no wait.
+    pub(super) fn recheck(&self, mapping: &Mapping, is_told: bool) {
         let first = self.next.fetch_add(RECHECK, Ordering::Relaxed);
         if first >= self.parts.len() {
             self.next.store(0, Ordering::Relaxed);
@@ -107,7 +108,7 @@ impl Residency {
             let asked = mapping.residency(index(start * self.page), &mut resident);
             for (word, pages) in part.iter().zip(resident.chunks(64)) {
                 let there = pages.iter().rev().fold(0, |bits, page| bits << 1 | u64::from(page & 1));
-                word.fetch_and(if asked.is_ok() { there } else { 0 }, Ordering::Relaxed);
+                word.fetch_and(if is_told && asked.is_ok() { there } else { 0 }, Ordering::Relaxed);
             }
         }
     }

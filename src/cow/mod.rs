@@ -122,7 +122,7 @@ impl Device {
         let mut cold: Option<Range<u64>> = None;
         self.overlay.for_runs(self.blocks(range), |blocks, content| {
             let bytes = self.bytes(&blocks, range);
-            if matches!(content, Content::Unallocated) && !self.image.is_warm(bytes.clone()) {
+            if matches!(content, Content::Unallocated) && !self.image.is_warm_after_a_look(bytes.clone()) {
                 let start = cold.as_ref().map_or(bytes.start, |cold| cold.start);
                 cold = Some(start..bytes.end);
             }
@@ -250,7 +250,7 @@ impl Device {
         for part in
             [range.start..range.end.min(whole.start * size), range.start.max(whole.end * size)..range.end]
         {
-            self.write_zero_part(part, magazine)?;
+            self.write_zero_part(part, allocate, magazine)?;
         }
         if allocate {
             return self.allocate_zeroes(whole, magazine);
@@ -272,8 +272,8 @@ impl Device {
     }
 
     /// Zeroes part of one block (or nothing).
-    fn write_zero_part(&self, part: Range<u64>, magazine: &mut Magazine) -> Outcome<()> {
-        if part.is_empty() || self.reads_as_zero(&part) {
+    fn write_zero_part(&self, part: Range<u64>, allocate: bool, magazine: &mut Magazine) -> Outcome<()> {
+        if part.is_empty() || (!allocate && self.reads_as_zero(&part)) {
             return Ok(());
         }
         let zeroes = vec![0; clamp(part.end - part.start)];

@@ -14,11 +14,11 @@ struct Fixture {
 fn fixture(base: &[u8], limit: u64) -> Fixture {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(base).unwrap();
-    let image = Arc::new(Image::open(file.path()).unwrap());
+    let image = Arc::new(Image::open(file.path()).unwrap().untold());
     let pool = Pool::new(64 << 20, BlockSize::DEFAULT).unwrap();
     let magazine = Magazine::new(Arc::clone(&pool));
     let blocks = BlockSize::DEFAULT.blocks_for(image.size());
-    let overlay = Overlay::new(blocks, pool, Budget::within(&Budget::total(64 << 20), limit));
+    let overlay = Overlay::new(blocks, pool, Budget::within(&Budget::total(64 << 20), limit).unwrap());
     Fixture { device: Device::new(image, overlay), magazine, _file: file }
 }
 
@@ -173,7 +173,7 @@ fn zeroing_what_is_zero_costs_nothing() {
     let image = Arc::new(Image::open(file.path()).unwrap());
     let pool = Pool::new(1 << 20, BlockSize::DEFAULT).unwrap();
     let mut magazine = Magazine::new(Arc::clone(&pool));
-    let overlay = Overlay::new(1 << 28, pool, Budget::within(&Budget::total(1 << 20), 1 << 20));
+    let overlay = Overlay::new(1 << 28, pool, Budget::within(&Budget::total(1 << 20), 1 << 20).unwrap());
     let device = Device::new(image, overlay);
     device.trim(&(0..1 << 40), &mut magazine);
     device.write_zeroes(5..(1 << 40) - 5, false, &mut magazine).unwrap();

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::net::sockopt;
 
@@ -16,6 +17,12 @@ use crate::sys;
 /// itself, and better. The cap is not lifted by privilege (`SO_SNDBUFFORCE`): this is kernel memory, and a client that
 /// never reads can hold all of it, so how much that may be is the administrator's to say.
 const UNIX_SEND_BUFFER: usize = 4 << 20;
+
+/// A TCP client that says nothing for so long is asked whether its host is still there, so often, so many times: a host
+/// that vanished is noticed in half a minute.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_PROBES: u32 = 4;
 
 /// An accepted connection: non-blocking, close-on-exec, its socket options set. Closed when dropped.
 #[derive(Debug)]
@@ -37,6 +44,11 @@ impl Stream {
     pub(super) fn from_tcp(fd: OwnedFd, addr: SocketAddr) -> io::Result<Self> {
         // Replies leave in batches made by the event loop; the kernel waiting for more would only add latency.
         sockopt::set_tcp_nodelay(&fd, true)?;
+        // A host that vanished sends no end: without this its session would stay for ever.
+        sockopt::set_socket_keepalive(&fd, true)?;
+        sockopt::set_tcp_keepidle(&fd, KEEPALIVE_IDLE)?;
+        sockopt::set_tcp_keepintvl(&fd, KEEPALIVE_INTERVAL)?;
+        sockopt::set_tcp_keepcnt(&fd, KEEPALIVE_PROBES)?;
         // One that came through a dual-stack socket is an IPv4 peer all the same.
         let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
         Ok(Self { fd, peer: Peer { kind: PeerKind::Tcp { addr } } })

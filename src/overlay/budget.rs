@@ -24,11 +24,17 @@ impl Budget {
         Arc::new(Self { limit, data: AtomicU64::new(0), map: AtomicU64::new(0), parent: None })
     }
 
+    /// Bytes that the total is charged with for a session as such, however empty.
+    pub const SESSION: u64 = 1024;
+
     /// The budget of a session: `limit` bytes of data, within what is left of `parent`.
-    #[must_use]
-    pub fn within(parent: &Arc<Self>, limit: u64) -> Self {
+    ///
+    /// # Errors
+    /// `OutOfSpace` when nothing is left of it.
+    pub fn within(parent: &Arc<Self>, limit: u64) -> Outcome<Self> {
+        parent.charge_map(Self::SESSION)?;
         let parent = Some(Arc::clone(parent));
-        Self { limit, data: AtomicU64::new(0), map: AtomicU64::new(0), parent }
+        Ok(Self { limit, data: AtomicU64::new(0), map: AtomicU64::new(0), parent })
     }
 
     /// Bytes of data held.
@@ -49,8 +55,8 @@ impl Budget {
         self.limit
     }
 
-    /// A session's map may take this much beside its data: eight times what a session full of 4 KiB blocks that lie
-    /// side by side needs, and enough for small ones that lie scattered.
+    /// A session's map may take this much beside its data: enough for a session full of blocks of 4 KiB that all lie in
+    /// leaves of their own.
     fn map_margin(&self) -> u64 {
         self.limit / 16 + (1 << 20)
     }
@@ -96,6 +102,14 @@ impl Budget {
     }
 }
 
+impl Drop for Budget {
+    fn drop(&mut self) {
+        if let Some(parent) = &self.parent {
+            parent.uncharge_map(Self::SESSION);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,7 +117,7 @@ mod tests {
     #[test]
     fn a_session_is_held_to_its_own_limit_exactly() {
         let total = Budget::total(1 << 30);
-        let session = Budget::within(&total, 8192);
+        let session = Budget::within(&total, 8192).unwrap();
         assert!(session.charge_data(4096).is_ok() && session.charge_data(4096).is_ok());
         assert_eq!(session.charge_data(1), Err(ErrorKind::OutOfSpace));
         session.uncharge_data(4096);
@@ -113,13 +127,17 @@ mod tests {
 
     #[test]
     fn all_sessions_are_held_to_the_total() {
-        let total = Budget::total(10_000);
-        let (a, b) = (Budget::within(&total, u64::MAX / 2), Budget::within(&total, u64::MAX / 2));
+        let total = Budget::total(10_000 + 2 * Budget::SESSION);
+        let session = || Budget::within(&total, u64::MAX / 2).unwrap();
+        let (a, b) = (session(), session());
         assert!(a.charge_data(6_000).is_ok());
         assert!(b.charge_data(6_000).is_err());
         assert!(b.charge_map(4_000).is_ok());
         assert!(a.charge_map(1).is_err() && a.charge_data(1).is_err());
         assert_eq!((a.data(), a.map(), b.data(), b.map()), (6_000, 0, 0, 4_000));
-        assert_eq!((total.data(), total.map()), (6_000, 4_000));
+        assert_eq!((total.data(), total.map()), (6_000, 4_000 + 2 * Budget::SESSION));
+        assert!(Budget::within(&total, 1).is_err());
+        drop((a, b));
+        assert_eq!(total.map(), 4_000, "the overlay gives back what it charged, the budget its own");
     }
 }

@@ -13,7 +13,8 @@
 //!
 //! # Locking, and the races that are allowed
 //!
-//! The tree is behind a reader-writer lock that is taken for writing only to add a leaf. A leaf's slots are behind its
+//! The tree is behind a reader-writer lock that is taken for writing only to add a leaf, or to put "all zero" in a
+//! leaf's place. A leaf's slots are behind its
 //! mutex; its planes change only under that mutex, but are atomic, so that maps and figures can look without it, and
 //! a reader that finds `present` clear may go to the base at once. A write fills its slot first and sets the bit then
 //! (Release; readers: Acquire), so a block is seen whole or not at all. Two first writes to parts of one block meet
@@ -225,7 +226,7 @@ impl Overlay {
     pub fn install(&self, block: u64, slot: Slot, magazine: &mut Magazine) -> Outcome<()> {
         let mut slot = Some(slot);
         let result = self.with_leaf(leaf_of(block), |leaf| self.put_slot(&mut leaf.lock(), block, &mut slot));
-        // Either the slot that was replaced, or the one that found no room.
+        // It found no room.
         if let Some(unused) = slot {
             magazine.release(unused);
         }
@@ -310,7 +311,9 @@ impl Overlay {
                 put(&mut slot);
                 let mut slot = Some(slot);
                 let replaced = self.put_slot(&mut leaf, block, &mut slot);
-                ground = slot;
+                if let Some(unused) = slot {
+                    magazine.release(unused);
+                }
                 replaced.map(Step::Done)
             });
             match step.unwrap_or_else(Err) {
@@ -346,20 +349,29 @@ impl Overlay {
     /// Makes `blocks` read as zeroes, and frees what they held.
     ///
     /// # Errors
-    /// `OutOfSpace` when there is no memory for the map; the blocks before that are zero.
+    /// `OutOfSpace` when there was no memory for the map; what needed none is zero all the same, so that whoever has
+    /// used up a budget can give back.
     pub fn set_zero(&self, blocks: Range<u64>, magazine: &mut Magazine) -> Outcome<()> {
+        let mut result = Ok(());
         for (index, within) in per_leaf(blocks) {
             let blocks_here = (self.blocks - index * LEAF_BLOCKS as u64).min(LEAF_BLOCKS as u64);
-            if within.len() as u64 == blocks_here {
-                self.set_leaf_zero(index)?;
+            let done = if within.len() as u64 == blocks_here {
+                self.set_leaf_zero(index)
             } else {
-                let mut freed = Vec::new();
-                if !matches!(self.read_tree().get(&index), Some(None)) {
-                    self.with_leaf(index, |leaf| leaf.lock().set_zero(within, &mut freed))?;
-                }
-                self.free(freed, magazine);
-            }
+                self.set_part_zero(index, within, magazine)
+            };
+            result = result.and(done);
         }
+        result
+    }
+
+    fn set_part_zero(&self, index: u64, within: Range<usize>, magazine: &mut Magazine) -> Outcome<()> {
+        if matches!(self.read_tree().get(&index), Some(None)) {
+            return Ok(());
+        }
+        let mut freed = Vec::new();
+        self.with_leaf(index, |leaf| leaf.lock().set_zero(within, &mut freed))?;
+        self.free(freed, magazine);
         Ok(())
     }
 
@@ -382,9 +394,9 @@ impl Overlay {
     }
 
     fn free(&self, slots: Vec<Slot>, magazine: &mut Magazine) {
-        // So many are wiped while the client waits; more than that would keep other clients waiting.
-        const AT_ONCE: usize = 64;
-        if slots.len() > AT_ONCE {
+        // So many bytes are wiped while the client waits; more than that would keep other clients waiting.
+        const AT_ONCE: usize = 256 << 10;
+        if slots.len() * self.block_size().in_memory() > AT_ONCE {
             self.free_later(slots);
         } else {
             self.budget.uncharge_data(slots.len() as u64 * self.block_size().bytes());

@@ -19,14 +19,14 @@ use std::time::Duration;
 
 /// Bytes in a chunk: a huge page.
 const CHUNK: u32 = 2 << 20;
-/// Slots that a magazine takes at a time, and twice as many as it keeps at most.
-const MAGAZINE: usize = 64;
+/// Bytes of slots that a magazine takes or gives at a time.
+const MAGAZINE: usize = 256 << 10;
 /// The most chunks that are kept ready ahead of need.
 const MOST_RESERVE: u32 = 16;
 /// Bytes of block memory beyond the budget, at least, for blocks that are in nobody's budget.
 const SLACK: u64 = 64 << 20;
-/// Dirty slots that are wiped in one go, without looking at anything else.
-const WIPE_AT_ONCE: usize = 2048;
+/// Bytes of dirty slots that are wiped in one go, without looking at anything else.
+const WIPE_AT_ONCE: usize = 8 << 20;
 
 /// Slots that payloads on their way are received into: in no session's budget, bounded for all together.
 #[derive(Debug)]
@@ -53,6 +53,9 @@ impl Staging {
     }
 }
 
+/// How long the helper waits for work before it looks what can be given back.
+const TICK: Duration = Duration::from_millis(100);
+
 /// The block memory of a server.
 #[derive(Debug)]
 pub struct Pool {
@@ -76,6 +79,8 @@ struct State {
     free: u64,
     /// Slots that came back and were not wiped yet.
     dirty: Vec<u32>,
+    /// Whether the helper is wiping some more, which are in no list meanwhile.
+    wiping: bool,
     /// Chunks to keep ready ahead of need: grows when need was faster, shrinks when there is none.
     reserve: u32,
     /// Slots handed out since the helper last looked.
@@ -129,6 +134,7 @@ impl Pool {
             absent: BTreeSet::new(),
             free: 0,
             dirty: Vec::new(),
+            wiping: false,
             reserve: 1,
             taken: 0,
             stopping: false,
@@ -167,12 +173,17 @@ impl Pool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Fills `slots` with up to `MAGAZINE` free, zeroed slots, lowest last, neighbours side by side.
+    /// Slots in so many bytes, one at least.
+    fn slots_in(&self, bytes: usize) -> usize {
+        (bytes / self.block_size.in_memory()).max(1)
+    }
+
+    /// Fills `slots` with a magazine of free, zeroed slots, lowest last, neighbours side by side.
     fn take(&self, slots: &mut Vec<u32>) -> Outcome<()> {
         loop {
             let mut state = self.lock();
-            let wanted = (MAGAZINE as u64).min(u64::from(self.slots_per_chunk));
-            while (slots.len() as u64) < wanted {
+            let wanted = self.slots_in(MAGAZINE);
+            while slots.len() < wanted {
                 let Some(&chunk) = state.available.first() else { break };
                 match state.chunks[chunk as usize].take() {
                     Some(index) => slots.push(chunk * self.slots_per_chunk + index),
@@ -191,7 +202,7 @@ impl Pool {
                 return Ok(());
             }
             if !state.dirty.is_empty() {
-                let at = state.dirty.len().saturating_sub(MAGAZINE);
+                let at = state.dirty.len().saturating_sub(wanted);
                 let dirty = state.dirty.split_off(at);
                 drop(state);
                 self.wipe(&dirty);
@@ -200,9 +211,15 @@ impl Pool {
             }
             // The helper was too slow: touch a chunk here, and have more ready next time.
             state.reserve = (state.reserve * 2).min(MOST_RESERVE);
-            let Some(chunk) = self.pick_absent(&mut state) else { return Err(ErrorKind::OutOfSpace) };
-            drop(state);
-            self.add_chunk(chunk)?;
+            if let Some(chunk) = self.pick_absent(&mut state) {
+                drop(state);
+                self.add_chunk(chunk)?;
+            } else if state.wiping {
+                // Some milliseconds at most, instead of an error to a session that is within its budget.
+                drop(self.wait(state, TICK));
+            } else {
+                return Err(ErrorKind::OutOfSpace);
+            }
         }
     }
 
@@ -263,19 +280,21 @@ impl Pool {
 
     /// The helper's life: keeps chunks ready, wipes, gives back, until [`Pool::stop`].
     pub fn tend(&self) {
-        const TICK: Duration = Duration::from_millis(100);
         let mut state = self.lock();
         // Nothing is left unwiped, even at the end.
         while !state.stopping || !state.dirty.is_empty() {
             let wanted = u64::from(state.reserve) * u64::from(self.slots_per_chunk);
             if !state.dirty.is_empty() {
-                let at = state.dirty.len().saturating_sub(WIPE_AT_ONCE);
+                let at = state.dirty.len().saturating_sub(self.slots_in(WIPE_AT_ONCE));
                 let mut dirty = state.dirty.split_off(at);
+                state.wiping = true;
                 drop(state);
                 dirty.sort_unstable();
                 self.wipe(&dirty);
                 self.put(dirty.into_iter());
                 state = self.lock();
+                state.wiping = false;
+                self.work.notify_all();
             } else if state.free < wanted
                 && let Some(chunk) = self.pick_absent(&mut state)
             {
@@ -337,6 +356,14 @@ impl Pool {
         self.work.notify_all();
     }
 
+    /// Slots that are neither free nor waiting to be wiped.
+    #[cfg(test)]
+    pub(super) fn slots_in_use(&self) -> u64 {
+        let state = self.lock();
+        let present = state.chunks.len() as u64 - state.absent.len() as u64;
+        present * u64::from(self.slots_per_chunk) - state.free - state.dirty.len() as u64
+    }
+
     /// Whether everything that came back in bulk is wiped by now.
     #[must_use]
     pub fn is_wiped(&self) -> bool {
@@ -396,10 +423,11 @@ impl Magazine {
     pub fn release(&mut self, slot: Slot) {
         let Some(number) = self.pool.arena.release(slot) else { return };
         self.dirty.push(number);
-        if self.dirty.len() == 2 * MAGAZINE {
+        let some = self.pool.slots_in(MAGAZINE);
+        if self.dirty.len() >= 2 * some {
             // The oldest, which are in no cache any more.
-            self.pool.wipe(&self.dirty[..MAGAZINE]);
-            self.pool.put(self.dirty.drain(..MAGAZINE));
+            self.pool.wipe(&self.dirty[..some]);
+            self.pool.put(self.dirty.drain(..some));
         }
     }
 
@@ -407,8 +435,9 @@ impl Magazine {
     pub fn wipe(&mut self) {
         self.pool.wipe(&self.dirty);
         self.clean.append(&mut self.dirty);
-        if self.clean.len() > 4 * MAGAZINE {
-            self.pool.put(self.clean.drain(..2 * MAGAZINE));
+        let some = self.pool.slots_in(MAGAZINE);
+        if self.clean.len() > 4 * some {
+            self.pool.put(self.clean.drain(..2 * some));
         }
     }
 

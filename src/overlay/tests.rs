@@ -6,7 +6,7 @@ fn overlay(blocks: u64, limit: u64) -> (Overlay, Magazine) {
     let pool = Pool::new(64 << 20, BlockSize::DEFAULT).unwrap();
     let magazine = Magazine::new(Arc::clone(&pool));
     let total = Budget::total(64 << 20);
-    (Overlay::new(blocks, pool, Budget::within(&total, limit)), magazine)
+    (Overlay::new(blocks, pool, Budget::within(&total, limit).unwrap()), magazine)
 }
 
 /// The contents of a block, with 0xbb where the base would show through.
@@ -142,6 +142,36 @@ fn a_full_session_can_still_overwrite() {
     assert_eq!(overlay.install(2, slot, &mut magazine), Err(ErrorKind::OutOfSpace));
     assert_eq!((contents(&overlay, 1), overlay.state(2)), (vec![0; 4096], State::Unallocated));
     assert_eq!(overlay.budget().data(), 8192);
+}
+
+/// The base's bytes were fetched for a partial write, and meanwhile somebody else zeroed the block: what was fetched is
+/// not needed any more, and must not be lost to the pool.
+#[test]
+fn a_write_that_is_overtaken_while_it_reads_the_base_loses_no_memory() {
+    let (overlay, mut magazine) = overlay(10, 1 << 30);
+    let overtaken = |memory: &mut [u8]| {
+        let mut other = Magazine::new(Arc::clone(overlay.pool()));
+        overlay.set_zero(1..2, &mut other)?;
+        base(memory)
+    };
+    overlay.write_part(1, 5, &[7; 10], &mut magazine, overtaken).unwrap();
+    assert_eq!(contents(&overlay, 1)[3..17], [0, 0, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 0, 0]);
+    magazine.flush();
+    overlay.set_zero(1..2, &mut magazine).unwrap();
+    magazine.flush();
+    assert_eq!(overlay.pool().slots_in_use(), 0);
+}
+
+#[test]
+fn zeroing_gives_back_even_where_there_is_no_memory_to_note_it() {
+    let pool = Pool::new(4 << 20, BlockSize::DEFAULT).unwrap();
+    let mut magazine = Magazine::new(Arc::clone(&pool));
+    let total = Budget::total(8192 + Leaf::COST + Budget::SESSION);
+    let overlay = Overlay::new(4096, pool, Budget::within(&total, 1 << 20).unwrap());
+    overlay.write(1024, &[1; 8192], &mut magazine).unwrap();
+    // The first leaf cannot be noted, the third can be emptied.
+    assert_eq!(overlay.set_zero(0..4096, &mut magazine), Err(ErrorKind::OutOfSpace));
+    assert_eq!((overlay.budget().data(), overlay.state(1024)), (0, State::Zero));
 }
 
 #[test]

@@ -60,10 +60,10 @@ impl Line {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes whether the worker holds part of a request.
+    /// Notes whether the worker holds, or may be about to receive, part of a request.
     pub fn set_in_request(&self, in_request: bool) {
         if self.in_request.load(Ordering::Relaxed) != in_request {
-            self.in_request.store(in_request, Ordering::Relaxed);
+            self.in_request.store(in_request, Ordering::Release);
         }
     }
 
@@ -91,7 +91,8 @@ impl Line {
             *standing = Standing::Fenced;
         } else if matches!(self.stream.peer().kind, PeerKind::Tcp { .. })
             && *standing == Standing::Good
-            && (self.in_request.load(Ordering::Relaxed) || self.has_unread())
+            // In this order: what is read no more is in the worker's hands by then.
+            && (self.has_unread() || self.in_request.load(Ordering::Acquire))
         {
             *standing = Standing::Doubtful;
         }

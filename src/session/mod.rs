@@ -35,7 +35,7 @@ use std::time::Instant;
 enum Owner {
     /// A user of this machine, as the kernel vouched for over a unix socket.
     User(u32),
-    /// Whoever knows its name: over TCP nobody vouches for anybody.
+    /// Whoever knows its name and comes over TCP, where nobody vouches for anybody.
     WhoKnowsTheName,
 }
 
@@ -47,9 +47,10 @@ impl Owner {
         }
     }
 
-    /// Whether `peer` may enter what belongs to this owner.
+    /// Whether `peer` may enter what belongs to this owner. Somebody from the network may not enter what belongs to a
+    /// user, and a user is not led into what somebody on the network has prepared.
     fn admits(self, peer: &Peer) -> bool {
-        self == Self::WhoKnowsTheName || self == Self::of(peer)
+        self == Self::of(peer)
     }
 }
 

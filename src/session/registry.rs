@@ -138,8 +138,10 @@ impl Registry {
         stream: &Arc<Stream>,
     ) -> Result<(Description, Attachment)> {
         let (index, source, id) = self.look_up(export_name)?;
+        // Looked for before any lock: it may have to open a new image.
+        let image = source.current();
         let session = match &id {
-            None => self.make_session(source.current(), stream),
+            None => self.make_session(image, stream)?,
             Some(id) => {
                 let key = (index, id.clone());
                 let mut named = self.named();
@@ -149,12 +151,16 @@ impl Registry {
                         Arc::clone(session)
                     }
                     None => {
-                        let session = self.make_session(source.current(), stream);
+                        let session = self.make_session(image, stream)?;
                         named.insert(key, Arc::clone(&session));
                         session
                     }
                 };
-                return Ok(self.join(source, id, session, stream));
+                // Under the lock, so that the session cannot end at the same time.
+                let line = Arc::new(Line::new(Arc::clone(stream)));
+                session.attached().lines.push(Arc::clone(&line));
+                drop(named);
+                return Ok(self.join(source, id, session, line));
             }
         };
         let description = describe(source, None, session.device.image());
@@ -162,28 +168,28 @@ impl Registry {
         Ok((description, Attachment { session, line, registry: Arc::clone(self), named: false }))
     }
 
-    /// Enters a named session. The caller holds the lock on the map, so that it cannot end at the same time.
+    /// Enters a named session by `line`, which it has already.
     fn join(
         self: &Arc<Self>,
         source: &Source,
         id: &SessionId,
         session: Arc<Session>,
-        stream: &Arc<Stream>,
+        line: Arc<Line>,
     ) -> (Description, Attachment) {
-        let line = Arc::new(Line::new(Arc::clone(stream)));
-        let mut attached = session.attached();
-        attached.lines.iter().for_each(|other| other.somebody_attaches());
-        attached.lines.push(Arc::clone(&line));
-        drop(attached);
+        // Without the lock on the list: it may have to wait for a turn.
+        let others: Vec<_> =
+            session.attached().lines.iter().filter(|other| !Arc::ptr_eq(other, &line)).cloned().collect();
+        others.iter().for_each(|other| other.somebody_attaches());
         let description = describe(source, Some(id), session.device.image());
         (description, Attachment { session, line, registry: Arc::clone(self), named: true })
     }
 
-    fn make_session(&self, image: Arc<Image>, stream: &Stream) -> Arc<Session> {
-        let budget = Budget::within(&self.total, self.limits.session_memory);
+    fn make_session(&self, image: Arc<Image>, stream: &Stream) -> Result<Arc<Session>> {
+        let budget = Budget::within(&self.total, self.limits.session_memory)
+            .map_err(|kind| Error::new(kind, "The server's memory is used up"))?;
         let blocks = self.pool.block_size().blocks_for(image.size());
         let overlay = Overlay::new(blocks, Arc::clone(&self.pool), budget);
-        Arc::new(Session::new(Device::new(image, overlay), Owner::of(stream.peer())))
+        Ok(Arc::new(Session::new(Device::new(image, overlay), Owner::of(stream.peer()))))
     }
 
     fn leave(&self, session: &Arc<Session>, line: &Arc<Line>, named: bool) {
@@ -208,10 +214,16 @@ impl Registry {
     pub fn keep_house(&self) {
         while !self.stopping.load(Ordering::Relaxed) {
             let wait = self.end_idle(Instant::now()).unwrap_or(Duration::from_secs(3600));
-            match self.chores.1.recv_timeout(wait) {
-                Ok(Chore::End(session)) => drop(session),
-                Ok(Chore::Look) | Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+            let mut chore = self.chores.1.recv_timeout(wait);
+            // All that have come, before all sessions are looked at again.
+            loop {
+                match chore {
+                    Ok(Chore::End(session)) => drop(session),
+                    Ok(Chore::Look) => {}
+                    Err(RecvTimeoutError::Timeout) => break,
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
+                chore = self.chores.1.recv_timeout(Duration::ZERO);
             }
         }
     }

@@ -152,7 +152,7 @@ fn a_session_belongs_to_the_user_who_made_it() {
     assert!(!Owner::of(&user(1)).admits(&user(2)));
     assert!(!Owner::of(&user(1)).admits(&user(0)));
     assert!(!Owner::of(&user(1)).admits(&network));
-    assert!(Owner::of(&network).admits(&network) && Owner::of(&network).admits(&user(1)));
+    assert!(Owner::of(&network).admits(&network) && !Owner::of(&network).admits(&user(1)));
 }
 
 /// [`Registry::end_all`] takes all chores itself, and took the one by which [`Registry::stop`] had told the housekeeper:

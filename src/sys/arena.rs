@@ -13,8 +13,8 @@
 //! Keeps invariant 2 of the [parent](super). A [`Slot`] is made by [`Arena::adopt`] only, for a number whose count
 //! was 0, and is neither `Copy` nor `Clone`: [`Arena::share`] is the only way to a second handle and raises the count
 //! first. `&Slot` gives `&[u8]`; `&mut Slot` gives `&mut [u8]` only while the count is 1, when no other handle exists
-//! that could be read through or shared. A slot must be used with the arena that made it: the overlay and the
-//! transmission, the only users, each know of one arena per server.
+//! that could be read through or shared. A slot must be used with the arena that made it, and only the pool may wipe and
+//! discard: so these calls are for this crate alone, whose overlay and transmission each know of one arena per server.
 
 use memmap2::{Advice, MmapOptions, MmapRaw, UncheckedAdvice};
 use std::io;
@@ -134,14 +134,14 @@ impl Arena {
     ///
     /// # Panics
     /// If a handle of it exists already.
-    pub fn adopt(&self, number: u32) -> Slot {
+    pub(crate) fn adopt(&self, number: u32) -> Slot {
         let taken = self.count(number).swap(1, Ordering::Relaxed);
         assert_eq!(taken, 0, "slot adopted twice");
         Slot(number)
     }
 
     /// A second handle on the same memory.
-    pub fn share(&self, slot: &Slot) -> Slot {
+    pub(crate) fn share(&self, slot: &Slot) -> Slot {
         // As for `Arc`: a new handle can only come from an existing one, so no ordering is needed.
         let before = self.count(slot.0).fetch_add(1, Ordering::Relaxed);
         assert!(before < u32::MAX / 2, "too many handles on one slot");
@@ -151,7 +151,7 @@ impl Arena {
     /// Gives a handle back; returns the slot's number if it was the last one, whose memory is then the caller's to
     /// wipe and to adopt again.
     #[must_use]
-    pub fn release(&self, slot: Slot) -> Option<u32> {
+    pub(crate) fn release(&self, slot: Slot) -> Option<u32> {
         let count = self.count(slot.0);
         // As for `Arc`: the last holder must see every write that was made through the others.
         if count.fetch_sub(1, Ordering::Release) == 1 {
@@ -164,25 +164,26 @@ impl Arena {
 
     /// Whether this is the only handle on its memory.
     #[must_use]
-    pub fn is_unique(&self, slot: &mut Slot) -> bool {
+    pub(crate) fn is_unique(&self, slot: &mut Slot) -> bool {
         self.count(slot.0).load(Ordering::Acquire) == 1
     }
 
     /// The slot's bytes.
     #[must_use]
-    pub fn bytes<'a>(&'a self, slot: &'a Slot) -> &'a [u8] {
+    pub(crate) fn bytes<'a>(&'a self, slot: &'a Slot) -> &'a [u8] {
         self.borrow(slot, 1)
     }
 
     /// The bytes of a run of slots, in one piece.
     #[must_use]
-    pub fn run_bytes<'a>(&'a self, run: &'a SlotRun) -> &'a [u8] {
+    pub(crate) fn run_bytes<'a>(&'a self, run: &'a SlotRun) -> &'a [u8] {
         self.borrow(&run.first, run.count)
     }
 
     /// The bytes of `count` slots from `first` on, on all of which the caller holds handles for `'a`.
     fn borrow<'a>(&'a self, first: &'a Slot, count: u32) -> &'a [u8] {
-        assert!(count > 0 && count <= self.slots - first.0, "slots outside the arena");
+        let left = self.slots.checked_sub(first.0).expect("slots outside the arena");
+        assert!(count > 0 && count <= left, "slots outside the arena");
         let len = self.slot_size * count as usize;
         // SAFETY: the range lies in `memory` (just checked), which is initialised (anonymous memory is zeroes) and
         // lives as long as `self`. While the caller holds handles on these slots nobody has `&mut` to them: that
@@ -192,7 +193,7 @@ impl Arena {
 
     /// The slot's bytes, to write, if no other handle on them exists.
     #[must_use]
-    pub fn bytes_mut<'a>(&'a self, slot: &'a mut Slot) -> Option<&'a mut [u8]> {
+    pub(crate) fn bytes_mut<'a>(&'a self, slot: &'a mut Slot) -> Option<&'a mut [u8]> {
         if !self.is_unique(slot) {
             return None;
         }
@@ -217,7 +218,7 @@ impl Arena {
     ///
     /// # Panics
     /// If a handle on one of them exists.
-    pub fn discard(&self, first: u32, count: u32) -> io::Result<()> {
+    pub(crate) fn discard(&self, first: u32, count: u32) -> io::Result<()> {
         let (offset, len) = self.extent(first, count);
         let free = (first..first + count).all(|number| self.count(number).load(Ordering::Acquire) == 0);
         assert!(free, "memory of a slot in use given back");
@@ -230,7 +231,7 @@ impl Arena {
     ///
     /// # Panics
     /// If a handle on one of them exists.
-    pub fn wipe(&self, first: u32, count: u32) {
+    pub(crate) fn wipe(&self, first: u32, count: u32) {
         let (_, len) = self.extent(first, count);
         let free = (first..first + count).all(|number| self.count(number).load(Ordering::Acquire) == 0);
         assert!(free, "a slot in use wiped");

@@ -31,6 +31,8 @@ impl Mapping {
         let map = MmapOptions::new().len(len).map_raw_read_only(file)?;
         // A private copy of the server's memory in a child would only cost it page tables.
         map.advise(Advice::DontFork)?;
+        // A page that is missing all the same, when it is sent, is read alone and not with megabytes around it.
+        map.advise(Advice::Random)?;
         Ok(Self { map: Some(map) })
     }
 

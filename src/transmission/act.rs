@@ -38,8 +38,8 @@ impl Transmission {
                 Some(cold) => self.set_aside(cold, Aside::Read { cookie, range, dont_fragment }, cx),
                 None => self.begin_read(cookie, range, dont_fragment, base_length, cx),
             },
-            // Taken up by the caller, who has the payload; one of no bytes has nothing to wait for.
-            Action::Write { .. } => self.conclude(cookie, Ok(()), cx.output),
+            // The caller has its payload, and takes it up itself.
+            Action::Write { .. } => self.refuse(cookie, ErrorKind::Invalid.into(), cx.output),
             // What is acknowledged is visible to all at once, and there is nothing below to be flushed to.
             Action::Flush => self.conclude(cookie, Ok(()), cx.output),
             Action::Trim { range } => self.job = Some(Job::Trim { cookie, left: range }),
@@ -75,7 +75,8 @@ impl Transmission {
                 self.conclude(cookie, result, cx.output);
             }
             Aside::WriteZeroes { cookie, range, allocate } => match unreadable() {
-                Ok(()) => self.job = Some(Job::WriteZeroes { cookie, left: range, allocate }),
+                // One edge may be warm now and the other not.
+                Ok(()) => self.act(cookie, Action::WriteZeroes { range, allocate }, base_length, cx),
                 Err(kind) => self.conclude(cookie, Err(kind), cx.output),
             },
             Aside::Cache { cookie } => self.conclude(cookie, unreadable(), cx.output),

@@ -27,10 +27,14 @@ use crate::sys::KernelSpanMut;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use validate::{Action, Refused, validate};
 
 /// Requests of one connection that may wait for cold base pages at a time.
 const MOST_WAITING: usize = 64;
+
+/// Slices of long requests, and requests that look at much, that are done before others have a turn.
+const HEAVY_A_TURN: u32 = 8;
 
 /// Base pages that must be in memory before a request can be done: an order to whoever may wait for a disk.
 #[derive(Debug)]
@@ -41,6 +45,8 @@ pub struct Warm {
     pub range: Range<u64>,
     /// What to call the order when it is done: see [`Transmission::warmed`].
     pub ticket: u64,
+    /// Set when nobody waits for it any more.
+    pub cancelled: Arc<AtomicBool>,
 }
 
 /// What acting on requests takes from its surroundings.
@@ -107,6 +113,8 @@ pub struct Transmission {
     /// Those whose pages have come, and whether they could be read.
     back: VecDeque<(Aside, bool)>,
     next_ticket: u64,
+    /// Tells those who carry out its orders that it has ended.
+    cancelled: Arc<AtomicBool>,
     /// The last write was a large one: the next probably is, too.
     bulk: bool,
     over: bool,
@@ -127,6 +135,7 @@ impl Transmission {
             waiting: Vec::new(),
             back: VecDeque::new(),
             next_ticket: 0,
+            cancelled: Arc::default(),
             bulk: false,
             over: false,
         }
@@ -150,11 +159,16 @@ impl Transmission {
         let mut used = 0;
         // The base's length is asked for once a batch, when first needed: see `act`.
         let mut base_length = None;
+        let mut heavy = 0;
         let pause = loop {
+            if heavy >= HEAVY_A_TURN {
+                break Pause::Turn;
+            }
             if cx.output.is_full() {
                 break Pause::Output;
             }
             if let Some(job) = self.job.take() {
+                heavy += 1;
                 if let Some(rest) = self.work_on(job, &mut base_length, cx) {
                     let pause = if matches!(rest, Job::Read { .. }) { Pause::Output } else { Pause::Turn };
                     self.job = Some(rest);
@@ -187,6 +201,7 @@ impl Transmission {
                 break Pause::Over;
             };
             used += Request::SIZE;
+            heavy += u32::from(request.command == Command::BlockStatus);
             used += self.begin(&request, rest, &mut base_length, cx);
         };
         (used, pause)
@@ -305,10 +320,12 @@ impl Transmission {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         self.waiting.push((ticket, aside));
-        cx.orders.push(Warm { session: Arc::clone(self.attachment.session()), range, ticket });
+        let (session, cancelled) = (Arc::clone(self.attachment.session()), Arc::clone(&self.cancelled));
+        cx.orders.push(Warm { session, range, ticket, cancelled });
     }
 
     fn abandon_waiting(&mut self) {
+        self.cancelled.store(true, Ordering::Relaxed);
         self.waiting.clear();
         self.back.clear();
     }

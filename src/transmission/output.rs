@@ -227,7 +227,7 @@ impl Output {
     /// Replaces the replies that touch unreadable parts of the base by error replies.
     fn take_back_unreadable(&mut self, device: &Device, magazine: &mut Magazine) -> io::Result<()> {
         let mut reads = std::mem::take(&mut self.reads);
-        let mut lost = false;
+        let (mut lost, mut replaced) = (false, false);
         // From the last to the first, so that what is replaced does not move what is still to be looked at.
         for index in (0..reads.len()).rev() {
             let ReadReply { segments: Range { start, end }, continued, .. } = reads[index];
@@ -242,6 +242,7 @@ impl Output {
                 lost = true;
                 continue;
             }
+            replaced = true;
             let bytes = read_error(&reads[index]);
             let error = Segment::Inline { start: self.bytes.len(), len: bytes.len() };
             self.bytes.extend_from_slice(&bytes);
@@ -255,8 +256,9 @@ impl Output {
         self.reads = reads;
         let unsent: u64 = self.segments[self.next..].iter().map(|segment| segment.len() as u64).sum();
         self.queued = unsent - self.next_sent as u64;
-        if lost {
-            return Err(io::Error::other("Base image cannot be read in the middle of a reply"));
+        // Where all can be read, the fault lies elsewhere, and trying again would not end.
+        if lost || !replaced {
+            return Err(io::Error::other("A reply cannot be sent: its memory cannot be read"));
         }
         Ok(())
     }

@@ -16,18 +16,31 @@ pub(super) enum Order {
     Stop,
 }
 
+/// Bytes of an order that are brought in before it is somebody else's turn.
+const SLICE: u64 = 1 << 20;
+
 /// A warmer's life.
 pub(super) fn warm(orders: &Receiver<Order>, shared: &Shared) {
-    while let Ok(Order::Warm { worker, token, warm }) = orders.recv() {
-        let Warm { session, range, ticket } = warm;
-        let readable = match session.device().image().warm(range.clone()) {
+    while let Ok(Order::Warm { worker, token, mut warm }) = orders.recv() {
+        if warm.cancelled.load(Ordering::Relaxed) || shared.stopping.load(Ordering::Acquire) {
+            continue;
+        }
+        let range = warm.range.start..warm.range.end.min(warm.range.start + SLICE);
+        let readable = match warm.session.device().image().warm(range.clone()) {
+            Ok(()) if range.end < warm.range.end => {
+                // A long order goes to the end of the line, so that short ones do not wait for all of it.
+                warm.range.start = range.end;
+                // The receivers live as long as the warmers do.
+                let _ = shared.cold.send(Order::Warm { worker, token, warm });
+                continue;
+            }
             Ok(()) => true,
             Err(error) => {
                 tracing::warn!(?range, %error, "base image cannot be read");
                 false
             }
         };
-        shared.mailboxes[worker].send(Message::Warmed { token, ticket, readable });
+        shared.mailboxes[worker].send(Message::Warmed { token, ticket: warm.ticket, readable });
     }
 }
 

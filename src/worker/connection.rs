@@ -96,6 +96,8 @@ pub(super) struct Connection {
     output: Output,
     /// What the event loop was last told to wait for.
     pub(super) waits_for: Next,
+    /// Whether the event loop is going to look at it again for certainty.
+    pub(super) is_doubted: bool,
 }
 
 /// What a worker lent for this turn.
@@ -147,6 +149,7 @@ impl Connection {
             ended: false,
             output,
             waits_for: Next::Readable,
+            is_doubted: false,
         }
     }
 
@@ -154,8 +157,9 @@ impl Connection {
         self.stream.as_fd()
     }
 
-    pub(super) fn is_in_handshake(&self) -> bool {
-        matches!(self.phase, Phase::Handshake(_))
+    /// Whether the transmission phase has not begun, or never will.
+    pub(super) fn is_before_transmission(&self) -> bool {
+        !matches!(self.phase, Phase::Transmission(_))
     }
 
     pub(super) fn peer(&self) -> &crate::net::Peer {
@@ -180,16 +184,14 @@ impl Connection {
         let input = Input { buffer, start: 0, end: self.rest.len() };
         self.rest.clear();
         let mut lent = Lent { input, magazine, orders, pieces, shared };
+        self.set_in_request(true);
         let next = self.work(&mut lent);
         if next != Next::Close {
             self.rest.extend_from_slice(lent.input.bytes());
             if self.rest.is_empty() {
                 self.rest = Vec::new();
             }
-            if let Phase::Transmission(transmission) = &self.phase {
-                let in_request = !self.rest.is_empty() || transmission.in_payload();
-                transmission.attachment().line().set_in_request(in_request);
-            }
+            self.set_in_request(false);
         }
         if self.output.is_empty() {
             self.output.clear(magazine);
@@ -200,6 +202,14 @@ impl Connection {
             }
         }
         next
+    }
+
+    /// Tells the session whether part of a request is, or may come to be, in the worker's hands.
+    fn set_in_request(&self, may_receive: bool) {
+        if let Phase::Transmission(transmission) = &self.phase {
+            let in_request = may_receive || !self.rest.is_empty() || transmission.in_payload();
+            transmission.attachment().line().set_in_request(in_request);
+        }
     }
 
     fn work(&mut self, lent: &mut Lent<'_>) -> Next {
@@ -223,13 +233,13 @@ impl Connection {
                 Stop::At(Pause::Turn) => return Next::Again,
                 Stop::At(Pause::Waiting) => return Next::Warmed,
                 Stop::At(Pause::Over) => return Next::Close,
-                Stop::Doubtful => match self.read_on(&mut lent.input) {
+                Stop::Doubtful => match self.read_on(lent.shared) {
                     Verdict::There => continue,
                     Verdict::Gone => return Next::Close,
                     Verdict::Unknown => return Next::Certainty,
                 },
             }
-            if !may_have_more {
+            if !may_have_more && self.hold.is_none() {
                 return Next::Readable;
             }
             match self.receive(&mut lent.input) {
@@ -299,10 +309,13 @@ impl Connection {
     }
 
     /// Reads on without acting, to find out whether the client is still there.
-    fn read_on(&mut self, input: &mut Input<'_>) -> Verdict {
+    fn read_on(&mut self, shared: &Shared) -> Verdict {
         let Phase::Transmission(transmission) = &self.phase else { return Verdict::There };
-        let hold = self.hold.get_or_insert_with(|| Box::new(Hold::new()));
-        let verdict = hold.read_on(self.stream.as_fd(), &mut input.buffer[input.end..]);
+        let hold = self.hold.get_or_insert_with(|| Box::new(Hold::new(Arc::clone(&shared.held))));
+        if self.waits_for != Next::Certainty {
+            hold.renew();
+        }
+        let verdict = hold.read_on(self.stream.as_fd());
         if verdict == Verdict::There {
             transmission.attachment().line().vouch();
         }

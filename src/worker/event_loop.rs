@@ -161,8 +161,12 @@ impl Worker {
                 Message::Warmed { token, ticket, readable } => {
                     if let Some(connection) = self.connections.get_mut(&token) {
                         connection.warmed(ticket, readable);
-                        // One that waits for its client to read must not make more for it to read.
-                        if !matches!(connection.waits_for, Next::Writable | Next::WritableOrReadable) {
+                        // One that waits for its client to read must not make more for it to read; one whose turn
+                        // comes anyway needs no other.
+                        if !matches!(
+                            connection.waits_for,
+                            Next::Writable | Next::WritableOrReadable | Next::Again
+                        ) {
                             self.drive(token);
                         }
                     }
@@ -243,7 +247,10 @@ impl Worker {
         match next {
             Next::Close => return self.close(token),
             Next::Again => self.again.push_back(token),
-            Next::Certainty => self.doubts.push_back((Instant::now() + GRACE, token)),
+            Next::Certainty if !connection.is_doubted => {
+                connection.is_doubted = true;
+                self.doubts.push_back((Instant::now() + GRACE, token));
+            }
             _ => {}
         }
         if next != connection.waits_for {
@@ -289,10 +296,13 @@ impl Worker {
             && time <= now
         {
             self.doubts.pop_front();
-            self.drive(token);
+            if let Some(connection) = self.connections.get_mut(&token) {
+                connection.is_doubted = false;
+                self.drive(token);
+            }
         }
         while let Some(&(deadline, token)) = self.handshakes.front() {
-            let in_handshake = self.connections.get(&token).is_some_and(Connection::is_in_handshake);
+            let in_handshake = self.connections.get(&token).is_some_and(Connection::is_before_transmission);
             if in_handshake && deadline > now {
                 break;
             }
@@ -305,7 +315,9 @@ impl Worker {
         if self.accepts_again.is_some_and(|again| again <= now) {
             self.accepts_again = None;
             if let Err(error) = self.listen() {
-                tracing::error!(%error, "cannot listen again");
+                tracing::error!(%error, "cannot listen again yet");
+                self.stop_listening();
+                self.accepts_again = Some(now + ACCEPT_PAUSE);
             }
         }
     }

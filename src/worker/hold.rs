@@ -7,12 +7,16 @@
 use crate::sys::{self, KernelSpanMut};
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long to wait for the end to come behind the last byte: far longer than a local network takes to deliver it.
 pub(super) const GRACE: Duration = Duration::from_millis(20);
 /// More than socket buffers at both ends hold together: who has sent so much since is still there.
 const MOST: usize = 16 << 20;
+/// All connections together keep no more than this; who would be beyond is hung up on, which is always safe.
+const MOST_OF_ALL: usize = 128 << 20;
 
 /// What was read and not acted on.
 #[derive(Debug)]
@@ -20,6 +24,8 @@ pub(super) struct Hold {
     bytes: Vec<u8>,
     used: usize,
     until: Instant,
+    /// What all connections keep.
+    of_all: Arc<AtomicUsize>,
 }
 
 /// What is known of the client.
@@ -31,21 +37,30 @@ pub(super) enum Verdict {
 }
 
 impl Hold {
-    pub(super) fn new() -> Self {
-        Self { bytes: Vec::new(), used: 0, until: Instant::now() + GRACE }
+    pub(super) fn new(of_all: Arc<AtomicUsize>) -> Self {
+        Self { bytes: Vec::new(), used: 0, until: Instant::now() + GRACE, of_all }
     }
 
-    /// Reads what is there, by way of `buffer`.
-    pub(super) fn read_on(&mut self, socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Verdict {
+    /// A doubt begins: the wait for the end does, too.
+    pub(super) fn renew(&mut self) {
+        self.until = Instant::now() + GRACE;
+    }
+
+    /// Reads what is there.
+    pub(super) fn read_on(&mut self, socket: BorrowedFd<'_>) -> Verdict {
+        let mut buffer = [0; 16 << 10];
         loop {
-            match sys::receive(socket, &mut [KernelSpanMut::new(buffer)]) {
+            match sys::receive(socket, &mut [KernelSpanMut::new(&mut buffer)]) {
                 Ok(0) => return Verdict::Gone,
                 Ok(count) => {
                     self.bytes.extend_from_slice(&buffer[..count]);
+                    if self.of_all.fetch_add(count, Ordering::Relaxed) > MOST_OF_ALL {
+                        return Verdict::Gone;
+                    }
                     if self.bytes.len() > MOST {
                         return Verdict::There;
                     }
-                    self.until = Instant::now() + GRACE;
+                    self.renew();
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -67,5 +82,11 @@ impl Hold {
     /// Whether everything was given.
     pub(super) fn is_spent(&self) -> bool {
         self.used == self.bytes.len()
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.of_all.fetch_sub(self.bytes.len(), Ordering::Relaxed);
     }
 }

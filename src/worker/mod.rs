@@ -15,6 +15,7 @@ mod environment;
 mod event_loop;
 mod hold;
 mod mailbox;
+mod memory;
 mod polling;
 
 use crate::base::Source;
@@ -27,7 +28,7 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 use event_loop::Worker;
 use mailbox::{Inbox, Mailbox};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -44,7 +45,7 @@ pub struct ServerConfig {
     pub listeners: Vec<Listener>,
     /// Event loops.
     pub workers: usize,
-    /// Bytes for all overlays; without it half of the machine's memory.
+    /// Bytes for all overlays; without it half of the machine's memory, or of what this process may use of it.
     pub memory: Option<u64>,
     /// Bytes of data for one session's overlay; without it as much as for all.
     pub session_memory: Option<u64>,
@@ -66,6 +67,8 @@ struct Shared {
     cold: Sender<cold::Order>,
     block_size: BlockSize,
     knobs: Knobs,
+    /// Bytes of input that doubtful connections keep.
+    held: Arc<AtomicUsize>,
     stopping: AtomicBool,
 }
 
@@ -97,7 +100,7 @@ impl Server {
     pub fn start(config: ServerConfig) -> Result<Self> {
         let sources =
             config.images.iter().map(|(name, path)| Source::open(name, path)).collect::<Result<Vec<_>>>()?;
-        let memory = config.memory.unwrap_or_else(half_of_memory);
+        let memory = config.memory.unwrap_or_else(memory::default_budget);
         let pool = Pool::new(memory, config.block_size)?;
         let limits =
             Limits { session_memory: config.session_memory.unwrap_or(memory), linger: config.linger };
@@ -114,6 +117,7 @@ impl Server {
             cold,
             block_size: config.block_size,
             knobs: config.knobs,
+            held: Arc::default(),
             stopping: AtomicBool::new(false),
         });
 
@@ -183,12 +187,4 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
         .name(name.to_owned())
         .spawn(body)
         .map_err(|error| Error::io("Cannot start a thread", error).on(name).advise("raise ulimit -u"))
-}
-
-/// Half of the machine's memory, in bytes: so much for overlays leaves the other half to page cache and programs.
-fn half_of_memory() -> u64 {
-    let info = rustix::system::sysinfo();
-    #[allow(clippy::useless_conversion, reason = "the field's type differs between architectures")]
-    let total = u64::from(info.totalram) * u64::from(info.mem_unit.max(1));
-    total / 2
 }
