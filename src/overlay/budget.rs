@@ -49,12 +49,6 @@ impl Budget {
         self.map.load(Ordering::Relaxed)
     }
 
-    /// The limit.
-    #[must_use]
-    pub fn limit(&self) -> u64 {
-        self.limit
-    }
-
     /// A session's map may take this much beside its data: enough for a session full of blocks of 4 KiB that all lie in
     /// leaves of their own.
     fn map_margin(&self) -> u64 {

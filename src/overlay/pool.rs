@@ -365,8 +365,8 @@ impl Pool {
     }
 
     /// Whether everything that came back in bulk is wiped by now.
-    #[must_use]
-    pub fn is_wiped(&self) -> bool {
+    #[cfg(test)]
+    pub(super) fn is_wiped(&self) -> bool {
         self.lock().dirty.is_empty()
     }
 }

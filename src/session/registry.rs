@@ -252,8 +252,8 @@ impl Registry {
     }
 
     /// How many named sessions there are.
-    #[must_use]
-    pub fn named_sessions(&self) -> usize {
+    #[cfg(test)]
+    pub(super) fn named_sessions(&self) -> usize {
         self.named().len()
     }
 
