@@ -20,7 +20,7 @@ use memmap2::{Advice, MmapOptions, MmapRaw, UncheckedAdvice};
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// One counted handle on the memory of one slot. Not released by dropping: hand it to [`Arena::release`].
+/// One counted handle on the memory of one slot. Not released by dropping: hand it to `Arena::release`.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[must_use = "a slot that is dropped instead of released is lost to the arena"]
 pub struct Slot(u32);
