@@ -2,7 +2,7 @@
 //!
 //! Going to sleep and being woken costs more than answering a small request, so a worker whose client asks again at
 //! once does better to keep looking. Where nothing comes, it looks less and less often, so an idle server is idle. Where
-//! others want the processor, it does not look at all: a thread that sleeps is run at once when something comes for it,
+//! others want the processor, it soon stops looking: a thread that sleeps is run at once when something comes for it,
 //! one that was looking waits for its turn.
 
 use std::time::{Duration, Instant};
@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 const WINDOW: Duration = Duration::from_micros(50);
 /// Between two looks somebody else must have had the processor, if so much time has passed.
 const STALL: Duration = Duration::from_micros(25);
+/// So many vain looks one such stall counts for.
+const STALL_WEIGHT: u32 = 3;
 /// After so many vain looks in a row, one sleep in two to the power of this many is preceded by a look.
 const MOST_BACKOFF: u32 = 8;
 
@@ -46,7 +48,7 @@ impl Polling {
                 true
             }
             Some(looking) if now - looking.last > STALL => {
-                self.back_off(MOST_BACKOFF);
+                self.back_off(self.vain + STALL_WEIGHT);
                 false
             }
             Some(looking) if now < looking.until => {
@@ -75,7 +77,7 @@ impl Polling {
 
     fn found_at(&mut self, now: Instant) {
         match self.looking.take() {
-            Some(looking) if now - looking.last > STALL => self.back_off(MOST_BACKOFF),
+            Some(looking) if now - looking.last > STALL => self.back_off(self.vain + STALL_WEIGHT),
             Some(_) => (self.vain, self.skip) = (0, 0),
             None => {}
         }
@@ -115,7 +117,9 @@ mod tests {
         let (mut polling, now) = (Polling::default(), Instant::now());
         assert!(polling.look_at(now));
         polling.found_at(now + 2 * STALL);
-        assert_eq!((0..300).take_while(|_| !polling.look_at(now)).count(), 255);
+        assert_eq!((0..300).take_while(|_| !polling.look_at(now)).count(), 7);
+        // Again, and it looks far less often.
         assert!(!polling.look_at(now + 2 * STALL));
+        assert_eq!((0..300).take_while(|_| !polling.look_at(now)).count(), 63);
     }
 }
