@@ -4,23 +4,10 @@ mod support;
 
 use std::net::Shutdown;
 
+use support::haggling::{serve, started};
 use support::peer::{context_data, info_data, option_bytes, option_with_length};
 use support::server::{Serve, scratch};
-use support::{Client, Image, KIB, MIB, Peer, Request, Server, assert_bytes, nbd, wait_until};
-
-/// One server with a 1 MiB export "base"; the directory holds the image.
-fn serve() -> (tempfile::TempDir, Image, Server) {
-    let dir = scratch();
-    let image = Image::random(dir.path().join("base.img"), MIB, 1);
-    let server = Server::of(&image);
-    (dir, image, server)
-}
-
-fn started(server: &Server) -> Peer {
-    let mut peer = server.peer();
-    peer.start();
-    peer
-}
+use support::{Client, Image, KIB, MIB, Peer, Request, assert_bytes, nbd, wait_until};
 
 /// Any error reply; says which came if it was a success.
 #[track_caller]

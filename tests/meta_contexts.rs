@@ -2,23 +2,10 @@
 
 mod support;
 
+use support::haggling::{serve, started};
 use support::peer::context_data;
 use support::server::{Serve, scratch};
-use support::{Client, Image, MIB, Peer, Request, Server, assert_bytes, nbd};
-
-/// One server with a 1 MiB export "base"; the directory holds the image.
-fn serve() -> (tempfile::TempDir, Image, Server) {
-    let dir = scratch();
-    let image = Image::random(dir.path().join("base.img"), MIB, 1);
-    let server = Server::of(&image);
-    (dir, image, server)
-}
-
-fn started(server: &Server) -> Peer {
-    let mut peer = server.peer();
-    peer.start();
-    peer
-}
+use support::{Client, Image, MIB, Peer, Request, assert_bytes, nbd};
 
 #[test]
 fn meta_contexts_need_structured_replies() {

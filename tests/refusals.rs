@@ -2,35 +2,8 @@
 
 mod support;
 
-use support::server::scratch;
-use support::{Checked, Client, Image, MIB, Random, Request, Server, assert_bytes, nbd};
-
-const EXPORT: u64 = 8 * MIB;
-
-/// A server with an 8 MiB export "base" full of data.
-fn serve() -> (tempfile::TempDir, Image, Server) {
-    let dir = scratch();
-    let image = Image::random(dir.path().join("base.img"), EXPORT, 3);
-    let server = Server::of(&image);
-    (dir, image, server)
-}
-
-/// Runs a test with structured and with simple replies, each in a session of its own.
-fn both(server: &Server, test: impl Fn(&mut Client)) {
-    for structured in [true, false] {
-        let mut client = if structured { server.client("base") } else { server.simple("base") };
-        test(&mut client);
-        assert_in_step(&mut client);
-        client.disconnect();
-    }
-}
-
-/// A request after the one under test must be answered properly.
-#[track_caller]
-fn assert_in_step(client: &mut Client) {
-    client.write(EXPORT - 3000, b"in step");
-    assert_eq!(client.read(EXPORT - 3000, 7), b"in step");
-}
+use support::in_step::{EXPORT, both, serve};
+use support::{Checked, MIB, Random, Request, assert_bytes, nbd};
 
 #[test]
 fn out_of_range_requests_get_the_specified_error() {

@@ -12,7 +12,9 @@
 #![allow(dead_code, unused_imports, unreachable_pub)]
 
 pub mod client;
+pub mod haggling;
 pub mod image;
+pub mod in_step;
 pub mod model;
 pub mod nbd;
 pub mod peer;
