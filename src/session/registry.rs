@@ -140,48 +140,47 @@ impl Registry {
         let (index, source, id) = self.look_up(export_name)?;
         // Looked for before any lock: it may have to open a new image.
         let image = source.current();
+        let line = Arc::new(Line::new(Arc::clone(stream)));
         let session = match &id {
             None => self.make_session(image, stream)?,
-            Some(id) => {
-                let key = (index, id.clone());
-                let mut named = self.named();
-                let session = match named.get(&key) {
-                    Some(session) => {
-                        admit(session, export_name, stream)?;
-                        Arc::clone(session)
-                    }
-                    None => {
-                        let session = self.make_session(image, stream)?;
-                        named.insert(key, Arc::clone(&session));
-                        session
-                    }
-                };
-                // Under the lock, so that the session cannot end at the same time.
-                let line = Arc::new(Line::new(Arc::clone(stream)));
-                session.attached().lines.push(Arc::clone(&line));
-                drop(named);
-                return Ok(self.join(source, id, session, line));
-            }
+            Some(id) => self.enter((index, id.clone()), image, export_name, stream, &line)?,
         };
-        let description = describe(source, None, session.device.image());
-        let line = Arc::new(Line::new(Arc::clone(stream)));
-        Ok((description, Attachment { session, line, registry: Arc::clone(self), named: false }))
+        let description = describe(source, id.as_ref(), session.device.image());
+        Ok((description, Attachment { session, line, registry: Arc::clone(self), named: id.is_some() }))
     }
 
-    /// Enters a named session by `line`, which it has already.
-    fn join(
-        self: &Arc<Self>,
-        source: &Source,
-        id: &SessionId,
-        session: Arc<Session>,
-        line: Arc<Line>,
-    ) -> (Description, Attachment) {
-        // Without the lock on the list: it may have to wait for a turn.
-        let others: Vec<_> =
-            session.attached().lines.iter().filter(|other| !Arc::ptr_eq(other, &line)).cloned().collect();
+    /// Enters a named session by `line`; makes it if it is not there.
+    fn enter(
+        &self,
+        key: (usize, SessionId),
+        image: Arc<Image>,
+        export_name: &str,
+        stream: &Stream,
+        line: &Arc<Line>,
+    ) -> Result<Arc<Session>> {
+        let mut named = self.named();
+        let session = match named.get(&key) {
+            Some(session) => {
+                admit(session, export_name, stream)?;
+                Arc::clone(session)
+            }
+            None => {
+                let session = self.make_session(image, stream)?;
+                named.insert(key, Arc::clone(&session));
+                session
+            }
+        };
+        let others = {
+            // Under the lock on the map, so that the session cannot end at the same time.
+            let mut attached = session.attached();
+            let others = attached.lines.clone();
+            attached.lines.push(Arc::clone(line));
+            others
+        };
+        drop(named);
+        // Without any lock: it may have to wait for a turn.
         others.iter().for_each(|other| other.somebody_attaches());
-        let description = describe(source, Some(id), session.device.image());
-        (description, Attachment { session, line, registry: Arc::clone(self), named: true })
+        Ok(session)
     }
 
     fn make_session(&self, image: Arc<Image>, stream: &Stream) -> Result<Arc<Session>> {
