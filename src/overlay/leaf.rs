@@ -1,7 +1,7 @@
 //! 512 blocks: two bit planes, and the slots of those that are allocated.
 //!
 //! The slots are in block order without gaps, found by counting bits: a leaf with one block costs some 200 bytes, a
-//! full one four bytes a block.
+//! full one four bytes a block. The `zero` plane is there only where something was zeroed: most leaves are just written.
 
 use super::Content;
 use crate::sys::Slot;
@@ -28,15 +28,22 @@ pub enum State {
 pub(super) struct Leaf {
     /// The overlay decides about the block.
     present: [AtomicU64; WORDS],
-    /// It decides that the block is zero. Never set where `present` is not.
-    zero: [AtomicU64; WORDS],
-    slots: Mutex<Vec<Slot>>,
+    contents: Mutex<Contents>,
+}
+
+/// What the blocks that are present hold.
+#[derive(Debug, Default)]
+struct Contents {
+    /// Those that are zero: never set where `present` is not. None, as long as there are none.
+    zero: Option<Box<[u64; WORDS]>>,
+    /// The memory of the others, in block order.
+    slots: Vec<Slot>,
 }
 
 /// A leaf whose slots and planes nobody else changes.
 pub(super) struct Locked<'a> {
-    leaf: &'a Leaf,
-    slots: MutexGuard<'a, Vec<Slot>>,
+    present: &'a [AtomicU64; WORDS],
+    contents: MutexGuard<'a, Contents>,
 }
 
 impl Leaf {
@@ -46,16 +53,17 @@ impl Leaf {
     pub(super) const ZERO_COST: u64 = 32;
 
     pub(super) fn all_zero() -> Self {
-        let ones = || std::array::from_fn(|_| AtomicU64::new(u64::MAX));
-        Self { present: ones(), zero: ones(), slots: Mutex::default() }
+        let contents = Contents { zero: Some(Box::new([u64::MAX; WORDS])), slots: Vec::new() };
+        Self { present: [const { AtomicU64::new(u64::MAX) }; WORDS], contents: Mutex::new(contents) }
     }
 
     pub(super) fn lock(&self) -> Locked<'_> {
-        Locked { leaf: self, slots: self.slots.lock().unwrap_or_else(PoisonError::into_inner) }
+        let contents = self.contents.lock().unwrap_or_else(PoisonError::into_inner);
+        Locked { present: &self.present, contents }
     }
 
     pub(super) fn into_slots(self) -> Vec<Slot> {
-        self.slots.into_inner().unwrap_or_else(PoisonError::into_inner)
+        self.contents.into_inner().unwrap_or_else(PoisonError::into_inner).slots
     }
 
     /// The runs that make up the blocks `within`, in order.
@@ -76,7 +84,7 @@ impl Leaf {
                     State::Zero => Content::Zero,
                     State::Allocated => {
                         let rank = leaf.rank(at);
-                        Content::Allocated(&leaf.slots[rank..rank + (end - at)])
+                        Content::Allocated(&leaf.contents.slots[rank..rank + (end - at)])
                     }
                 },
             );
@@ -104,13 +112,13 @@ fn first_one(from: usize, word: impl Fn(usize) -> u64) -> usize {
 }
 
 impl Locked<'_> {
-    // The planes only change under the lock that is held here, so Relaxed reads see the newest values.
     fn present(&self, word: usize) -> u64 {
-        self.leaf.present[word].load(Ordering::Relaxed)
+        // It only changes under the lock that is held here, so a Relaxed read sees the newest value.
+        self.present[word].load(Ordering::Relaxed)
     }
 
     fn zero(&self, word: usize) -> u64 {
-        self.leaf.zero[word].load(Ordering::Relaxed)
+        self.contents.zero.as_ref().map_or(0, |zero| zero[word])
     }
 
     fn allocated(&self, word: usize) -> u64 {
@@ -148,7 +156,7 @@ impl Locked<'_> {
             return None;
         }
         let rank = self.rank(block);
-        Some(&mut self.slots[rank])
+        Some(&mut self.contents.slots[rank])
     }
 
     /// Makes `slot` the contents of the block; returns the slot it had.
@@ -157,10 +165,12 @@ impl Locked<'_> {
             return Some(std::mem::replace(old, slot));
         }
         let rank = self.rank(block);
-        self.slots.insert(rank, slot);
+        self.contents.slots.insert(rank, slot);
         let (word, bit) = (block / 64, 1 << (block % 64));
-        self.leaf.zero[word].fetch_and(!bit, Ordering::Release);
-        self.leaf.present[word].fetch_or(bit, Ordering::Release);
+        if let Some(zero) = &mut self.contents.zero {
+            zero[word] &= !bit;
+        }
+        self.present[word].fetch_or(bit, Ordering::Release);
         None
     }
 
@@ -170,17 +180,19 @@ impl Locked<'_> {
             return;
         }
         let first = self.rank(blocks.start);
-        let end = if blocks.end == LEAF_BLOCKS { self.slots.len() } else { self.rank(blocks.end) };
-        freed.extend(self.slots.drain(first..end));
+        let end = if blocks.end == LEAF_BLOCKS { self.contents.slots.len() } else { self.rank(blocks.end) };
+        let Contents { zero, slots } = &mut *self.contents;
+        freed.extend(slots.drain(first..end));
+        if slots.is_empty() {
+            slots.shrink_to_fit();
+        }
+        let zero = zero.get_or_insert_default();
         for word in blocks.start / 64..blocks.end.div_ceil(64) {
             let low = blocks.start.saturating_sub(word * 64);
             let high = (blocks.end - word * 64).min(64);
             let mask = (u64::MAX << low) & (u64::MAX >> (64 - high));
-            self.leaf.zero[word].fetch_or(mask, Ordering::Release);
-            self.leaf.present[word].fetch_or(mask, Ordering::Release);
-        }
-        if self.slots.is_empty() {
-            self.slots.shrink_to_fit();
+            zero[word] |= mask;
+            self.present[word].fetch_or(mask, Ordering::Release);
         }
     }
 }
@@ -271,9 +283,10 @@ mod tests {
                     leaf.lock().set_zero(blocks, &mut freed);
                 }
                 prop_assert!(BitSlice::<_, Lsb0>::from_slice(&leaf.present) == present.as_bitslice());
-                prop_assert!(BitSlice::<_, Lsb0>::from_slice(&leaf.zero) == zero.as_bitslice());
+                let zeroes = *leaf.lock().contents.zero.clone().unwrap_or_default();
+                prop_assert!(BitSlice::<_, Lsb0>::from_slice(&zeroes) == zero.as_bitslice());
                 let allocated = present.count_ones() - zero.count_ones();
-                prop_assert_eq!(leaf.lock().slots.len(), allocated);
+                prop_assert_eq!(leaf.lock().contents.slots.len(), allocated);
                 let mut seen = 0;
                 for (run, state, slots) in runs(&leaf, 0..LEAF_BLOCKS) {
                     prop_assert_eq!(run.start, seen);

@@ -14,9 +14,8 @@
 //! # Locking, and the races that are allowed
 //!
 //! The tree is behind a reader-writer lock that is taken for writing only to add a leaf, or to put "all zero" in a
-//! leaf's place. A leaf's slots are behind its
-//! mutex; its planes change only under that mutex, but are atomic, so that maps and figures can look without it, and
-//! a reader that finds `present` clear may go to the base at once. A write fills its slot first and sets the bit then
+//! leaf's place. A leaf's slots and its `zero` plane are behind its mutex; `present` changes only under that mutex, but
+//! is atomic, so that a reader that finds it clear may go to the base at once. A write fills its slot first and sets the bit then
 //! (Release; readers: Acquire), so a block is seen whole or not at all. Two first writes to parts of one block meet
 //! in the mutex: the second finds the block allocated. A reader takes handles on the slots under the mutex and looks
 //! at them later; a write in between finds the slot shared and puts a new one in its place, so what was read stays

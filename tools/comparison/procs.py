@@ -11,6 +11,7 @@ from pathlib import Path
 
 TICKS = os.sysconf("SC_CLK_TCK")
 PR_SET_PDEATHSIG = 1
+PR_SET_THP_DISABLE = 41
 PR_SET_CHILD_SUBREAPER = 36
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -25,6 +26,11 @@ def prepare_child() -> None:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def refuse_huge_pages() -> None:
+    """Runs in a child before exec: the system gives it no huge pages for its memory."""
+    _libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True)

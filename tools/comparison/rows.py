@@ -46,7 +46,7 @@ class Row:
     """Measured in the first round only: a count of bytes does not drift."""
 
     def applies(self, server: Server) -> bool:
-        return True
+        return not server.rows or self.key in server.rows
 
     def measure(self, server: Server, bench: "Bench") -> dict:
         raise NotImplementedError
@@ -105,7 +105,7 @@ class IdleRow(Row):
     size: int = 10 * GIB
 
     def applies(self, server):
-        return server.name != "ceiling"
+        return server.name != "ceiling" and super().applies(server)
 
     def measure(self, server, bench):
         # The others cannot hold as many: a process, a thread or a limit is in their way.
@@ -136,7 +136,7 @@ class MemoryRow(Row):
     """Bytes of data that the step leaves behind."""
 
     def applies(self, server):
-        return server.name != "ceiling"
+        return server.name != "ceiling" and super().applies(server)
 
     def measure(self, server, bench):
         image = bench.sparse_image(self.size)
@@ -159,7 +159,7 @@ class TrimRow(Row):
     once: bool = True
 
     def applies(self, server):
-        return server.name != "ceiling"
+        return server.name != "ceiling" and super().applies(server)
 
     def measure(self, server, bench):
         image = bench.random_image(GIB)
@@ -191,7 +191,7 @@ class ColdRow(Row):
 
     def applies(self, server):
         # It waits for the disk, page by page: what it reaches there is no bound for anybody.
-        return server.name != "ceiling"
+        return server.name != "ceiling" and super().applies(server)
 
     def measure(self, server, bench):
         image = bench.random_image(8 * GIB)

@@ -36,12 +36,18 @@ class Server:
     """Every connection has its own copy (else all clients share one)."""
     peer: bool = True
     """Counts for "best peer"; a tuned variant is shown only."""
+    rows: tuple[str, ...] = ()
+    """The rows that it takes part in; without any, all."""
 
     def version(self, tools: Tools) -> str | None:
         raise NotImplementedError
 
     def command(self, run: "Running", images: list[tuple[str, Path]]) -> list:
         raise NotImplementedError
+
+    def prepare(self) -> None:
+        """What its process does before it becomes the server."""
+        procs.prepare_child()
 
     def start(self, tools: Tools, images: list[tuple[str, Path]], transport: str) -> "Running":
         """Starts it on the images (those that serve one only take the first) and waits until it answers."""
@@ -55,13 +61,33 @@ class Server:
 
 
 class Memdev(Server):
+    options: tuple[str, ...] = ()
+
     def version(self, tools):
         return host.version(str(tools.memdev), "--version") if tools.memdev.exists() else None
 
     def command(self, run, images):
         place = ["--unix", run.socket] if run.transport == "unix" else ["--tcp", run.address]
         named = [f"{name}={path}" for name, path in images]
-        return [run.tools.memdev, "serve", *named, *place]
+        return [run.tools.memdev, "serve", *named, *place, *self.options]
+
+
+class MemdevOneWorker(Memdev):
+    options = ("--workers", "1")
+
+
+class MemdevSimple(Memdev):
+    """Without structured replies, which cost some clients (libnbd 1.14) two more receives a read."""
+
+    options = ("--no-structured-replies",)
+
+
+class MemdevSmallPages(Memdev):
+    """Without huge pages, even where the system would give them."""
+
+    def prepare(self):
+        super().prepare()
+        procs.refuse_huge_pages()
 
 
 class Ceiling(Server):
@@ -124,6 +150,11 @@ ALL = [
     Nbdkit("nbdkit", private=False),
     QemuNbd("qemu-nbd", private=False),
     NbdkitSmall("nbdkit-4k", private=False, peer=False),
+    MemdevOneWorker("memdev-1-worker", private=True, peer=False, rows=("randread-32", "randwrite-32", "mixed-64")),
+    MemdevSmallPages(
+        "memdev-4k-pages", private=True, peer=False, rows=("randwrite-32", "write-128k-first", "mixed-64")
+    ),
+    MemdevSimple("memdev-simple", private=True, peer=False, rows=("fio-randread", "fio-randwrite")),
 ]
 
 
@@ -162,7 +193,7 @@ class Running:
                 stderr=log,
                 env={**os.environ, "TMPDIR": str(self.overlay)},
                 start_new_session=True,
-                preexec_fn=procs.prepare_child,
+                preexec_fn=self.server.prepare,
             )
         self.pid = child.pid
         if self.pid_file:
