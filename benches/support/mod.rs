@@ -115,7 +115,7 @@ impl Store {
             }
         });
         for run in found {
-            run.into_slots().for_each(|slot| self.magazine.release(slot));
+            self.device.release(run, &mut self.magazine);
         }
         pieces
     }

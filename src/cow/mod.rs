@@ -181,6 +181,11 @@ impl Device {
         });
     }
 
+    /// Gives back what a [`Piece::Blocks`] of [`Device::read`] holds.
+    pub fn release(&self, run: SlotRun, magazine: &mut Magazine) {
+        run.into_slots().for_each(|slot| self.overlay.release(slot, magazine));
+    }
+
     /// The blocks that a write of `range` covers only in part: at most two, its first and its last.
     fn edges(&self, range: &Range<u64>) -> impl Iterator<Item = Range<u64>> {
         let size = self.block_size().bytes();

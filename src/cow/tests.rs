@@ -39,7 +39,7 @@ impl Fixture {
             Piece::Blocks { run, at, len } => {
                 let arena = device.overlay().pool().arena();
                 out.extend_from_slice(&arena.run_bytes(&run)[at..at + len]);
-                run.into_slots().for_each(|slot| magazine.release(slot));
+                device.release(run, magazine);
             }
             Piece::Zero { len } => out.resize(out.len() + len, 0),
         });

@@ -1,7 +1,8 @@
 //! Memory as a budget: what a session, and all sessions together, may hold.
 //!
-//! Two things are counted: *data* (blocks) and *map* (what it takes to find them). A session's limit is for its data,
-//! exactly, with a margin for the map; the server's limit is for both.
+//! Three things are counted: *data* (blocks), *map* (what it takes to find them), and what is *pinned*: blocks that were
+//! overwritten or trimmed while a reply that its client does not take still holds them. A session's limit is for its
+//! data, exactly, with a margin for the others; the server's limit is for data and map, with a margin for what is pinned.
 
 use super::Outcome;
 use crate::error::ErrorKind;
@@ -14,6 +15,9 @@ pub struct Budget {
     limit: u64,
     data: AtomicU64,
     map: AtomicU64,
+    pinned: AtomicU64,
+    /// So much that is pinned is not held against the limit.
+    pinned_margin: u64,
     parent: Option<Arc<Budget>>,
 }
 
@@ -21,8 +25,13 @@ impl Budget {
     /// The budget of a server: `limit` bytes for data and map of all sessions.
     #[must_use]
     pub fn total(limit: u64) -> Arc<Self> {
-        Arc::new(Self { limit, data: AtomicU64::new(0), map: AtomicU64::new(0), parent: None })
+        Arc::new(Self::empty(limit, Self::TOTAL_PINNED_MARGIN, None))
     }
+
+    /// So much pinned memory of all sessions is not held against the server's limit.
+    pub(super) const TOTAL_PINNED_MARGIN: u64 = 32 << 20;
+    /// The same for a session: what sixteen connections hold at most that are slow to take their replies.
+    const SESSION_PINNED_MARGIN: u64 = 16 << 20;
 
     /// Bytes that the total is charged with for a session as such, however empty.
     pub const SESSION: u64 = 1024;
@@ -33,8 +42,12 @@ impl Budget {
     /// `OutOfSpace` when nothing is left of it.
     pub fn within(parent: &Arc<Self>, limit: u64) -> Outcome<Self> {
         parent.charge_map(Self::SESSION)?;
-        let parent = Some(Arc::clone(parent));
-        Ok(Self { limit, data: AtomicU64::new(0), map: AtomicU64::new(0), parent })
+        Ok(Self::empty(limit, Self::SESSION_PINNED_MARGIN, Some(Arc::clone(parent))))
+    }
+
+    fn empty(limit: u64, pinned_margin: u64, parent: Option<Arc<Self>>) -> Self {
+        let [data, map, pinned] = [const { AtomicU64::new(0) }; 3];
+        Self { limit, data, map, pinned, pinned_margin, parent }
     }
 
     /// Bytes of data held.
@@ -49,6 +62,16 @@ impl Budget {
         self.map.load(Ordering::Relaxed)
     }
 
+    /// Bytes held by replies alone, whose blocks were overwritten or trimmed since.
+    #[must_use]
+    pub fn pinned(&self) -> u64 {
+        self.pinned.load(Ordering::Relaxed)
+    }
+
+    fn pinned_beyond_margin(&self) -> u64 {
+        self.pinned().saturating_sub(self.pinned_margin)
+    }
+
     /// A session's map may take this much beside its data: enough for a session full of blocks of 4 KiB that all lie in
     /// leaves of their own.
     fn map_margin(&self) -> u64 {
@@ -58,8 +81,10 @@ impl Budget {
     pub(super) fn charge_data(&self, bytes: u64) -> Outcome<()> {
         let data = self.data.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let within = match &self.parent {
-            None => data + self.map() <= self.limit,
-            Some(parent) => data <= self.limit && parent.charge_data(bytes).is_ok(),
+            None => data + self.map() + self.pinned_beyond_margin() <= self.limit,
+            Some(parent) => {
+                data + self.pinned_beyond_margin() <= self.limit && parent.charge_data(bytes).is_ok()
+            }
         };
         if within {
             return Ok(());
@@ -71,7 +96,7 @@ impl Budget {
     pub(super) fn charge_map(&self, bytes: u64) -> Outcome<()> {
         let map = self.map.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let within = match &self.parent {
-            None => self.data() + map <= self.limit,
+            None => self.data() + map + self.pinned_beyond_margin() <= self.limit,
             Some(parent) => map <= self.map_margin() && parent.charge_map(bytes).is_ok(),
         };
         if within {
@@ -79,6 +104,33 @@ impl Budget {
         }
         self.map.fetch_sub(bytes, Ordering::Relaxed);
         Err(ErrorKind::OutOfSpace)
+    }
+
+    /// Whether one more block may be overwritten that a reply holds.
+    ///
+    /// # Errors
+    /// `OutOfSpace` when so much is pinned that the limit, which data alone would keep to, is passed.
+    pub(super) fn check_pinned(&self) -> Outcome<()> {
+        match self.pinned_beyond_margin() {
+            0 => {}
+            beyond if self.data() + self.map() + beyond > self.limit => return Err(ErrorKind::OutOfSpace),
+            _ => {}
+        }
+        self.parent.as_ref().map_or(Ok(()), |parent| parent.check_pinned())
+    }
+
+    pub(super) fn pin(&self, bytes: u64) {
+        self.pinned.fetch_add(bytes, Ordering::Relaxed);
+        if let Some(parent) = &self.parent {
+            parent.pin(bytes);
+        }
+    }
+
+    pub(super) fn unpin(&self, bytes: u64) {
+        self.pinned.fetch_sub(bytes, Ordering::Relaxed);
+        if let Some(parent) = &self.parent {
+            parent.unpin(bytes);
+        }
     }
 
     pub(super) fn uncharge_data(&self, bytes: u64) {
@@ -100,6 +152,7 @@ impl Drop for Budget {
     fn drop(&mut self) {
         if let Some(parent) = &self.parent {
             parent.uncharge_map(Self::SESSION);
+            parent.unpin(self.pinned());
         }
     }
 }
@@ -117,6 +170,23 @@ mod tests {
         session.uncharge_data(4096);
         assert!(session.charge_data(4096).is_ok());
         assert_eq!((session.data(), total.data()), (8192, 8192));
+    }
+
+    #[test]
+    fn what_is_pinned_beyond_a_margin_takes_the_place_of_data() {
+        let total = Budget::total(1 << 30);
+        let session = Budget::within(&total, 1 << 20).unwrap();
+        assert!(session.charge_data(1 << 20).is_ok());
+        session.pin(Budget::SESSION_PINNED_MARGIN);
+        assert!(session.check_pinned().is_ok(), "a session that is full can still overwrite");
+        session.pin(4096);
+        assert_eq!(session.check_pinned(), Err(ErrorKind::OutOfSpace));
+        session.uncharge_data(4096);
+        assert!(session.check_pinned().is_ok());
+        assert_eq!(session.charge_data(4096), Err(ErrorKind::OutOfSpace));
+        session.unpin(4096);
+        assert!(session.charge_data(4096).is_ok());
+        assert_eq!((session.pinned(), total.pinned()), (Budget::SESSION_PINNED_MARGIN, session.pinned()));
     }
 
     #[test]

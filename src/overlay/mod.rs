@@ -230,7 +230,7 @@ impl Overlay {
             magazine.release(unused);
         }
         if let Some(old) = result?? {
-            magazine.release(old);
+            self.let_go(old, magazine);
         }
         Ok(())
     }
@@ -239,10 +239,34 @@ impl Overlay {
     /// error.
     fn put_slot(&self, leaf: &mut Locked<'_>, block: u64, slot: &mut Option<Slot>) -> Outcome<Option<Slot>> {
         let within = within_leaf(block);
-        if leaf.state(within) != State::Allocated {
-            self.budget.charge_data(self.block_size().bytes())?;
+        match leaf.slot_mut(within).map(|old| self.pool.arena().is_unique(old)) {
+            None => self.budget.charge_data(self.block_size().bytes())?,
+            Some(true) => {}
+            // A reply holds what is replaced.
+            Some(false) => self.budget.check_pinned()?,
         }
         Ok(slot.take().and_then(|slot| leaf.set_allocated(within, slot)))
+    }
+
+    /// Gives back a handle that a block had. If readers hold the memory, it is pinned until the last of them gives up
+    /// its handle by [`Overlay::release`].
+    fn let_go(&self, mut slot: Slot, magazine: &mut Magazine) {
+        // Nobody can get a new handle, as the block has none any more.
+        if self.pool.arena().is_unique(&mut slot) {
+            magazine.release(slot);
+            return;
+        }
+        // In this order, as the last reader may be about to give up.
+        self.budget.pin(self.block_size().bytes());
+        self.release(slot, magazine);
+    }
+
+    /// Gives back a handle that [`Overlay::for_runs`] lent a reader, who kept it.
+    pub fn release(&self, slot: Slot, magazine: &mut Magazine) {
+        // The last handle is a reader's only where the block's own was given up before, and it was pinned then.
+        if magazine.release(slot) {
+            self.budget.unpin(self.block_size().bytes());
+        }
     }
 
     /// Writes whole blocks from `first` on. Blocks of zeroes become zero blocks, which take no memory.
@@ -328,7 +352,7 @@ impl Overlay {
             magazine.release(unused);
         }
         if let Some(old) = written? {
-            magazine.release(old);
+            self.let_go(old, magazine);
         }
         Ok(())
     }
@@ -399,13 +423,19 @@ impl Overlay {
             self.free_later(slots);
         } else {
             self.budget.uncharge_data(slots.len() as u64 * self.block_size().bytes());
-            slots.into_iter().for_each(|slot| magazine.release(slot));
+            slots.into_iter().for_each(|slot| self.let_go(slot, magazine));
         }
     }
 
-    fn free_later(&self, slots: Vec<Slot>) {
-        self.budget.uncharge_data(slots.len() as u64 * self.block_size().bytes());
-        self.pool.release_later(slots);
+    fn free_later(&self, mut slots: Vec<Slot>) {
+        let count = slots.len();
+        let arena = self.pool.arena();
+        let held = slots.iter_mut().map(|slot| usize::from(!arena.is_unique(slot))).sum::<usize>();
+        // As in `let_go`, for many.
+        self.budget.pin(held as u64 * self.block_size().bytes());
+        let still_held = count - self.pool.release_later(slots);
+        self.budget.unpin((held - still_held) as u64 * self.block_size().bytes());
+        self.budget.uncharge_data(count as u64 * self.block_size().bytes());
     }
 }
 

@@ -9,7 +9,7 @@
 //! The invariant: a slot that is marked free in a chunk is zeroed. Slots that came back in bulk wait, still dirty, for
 //! the helper; whoever finds nothing else free wipes some of them instead of failing.
 
-use super::{BlockSize, Outcome};
+use super::{BlockSize, Budget, Outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::{Arena, Slot};
 use std::collections::BTreeSet;
@@ -23,8 +23,8 @@ const CHUNK: u32 = 2 << 20;
 const MAGAZINE: usize = 256 << 10;
 /// The most chunks that are kept ready ahead of need.
 const MOST_RESERVE: u32 = 16;
-/// Bytes of block memory beyond the budget, at least, for blocks that are in nobody's budget.
-const SLACK: u64 = 64 << 20;
+/// Bytes of block memory beyond the budget, at least: for what is pinned within its margin, and for payloads on their way.
+const SLACK: u64 = 2 * Budget::TOTAL_PINNED_MARGIN;
 /// Bytes of dirty slots that are wiped in one go, without looking at anything else.
 const WIPE_AT_ONCE: usize = 8 << 20;
 
@@ -117,8 +117,8 @@ impl Pool {
     /// # Errors
     /// When the address space for it cannot be had.
     pub fn new(limit: u64, block_size: BlockSize) -> Result<Arc<Self>> {
-        // Blocks that wait to be wiped, are held by a reply that the client does not read, or receive a payload, are
-        // in nobody's budget: room for them, so that a session within its budget finds a slot.
+        // Blocks that lie in workers' magazines, receive a payload, or are pinned within the margin, are in nobody's
+        // budget: room for them, so that a session within its budget finds a slot.
         let slack = limit / 32 + SLACK;
         let slots_per_chunk = CHUNK / u32::try_from(block_size.bytes()).unwrap_or(CHUNK);
         let chunks = limit.saturating_add(slack).div_ceil(u64::from(CHUNK));
@@ -269,13 +269,15 @@ impl Pool {
         }
     }
 
-    /// Takes back many slots, to be wiped by the helper.
-    pub(super) fn release_later(&self, slots: Vec<Slot>) {
+    /// Takes back many handles, to be wiped by the helper where they were the last; returns how many were.
+    pub(super) fn release_later(&self, slots: Vec<Slot>) -> usize {
         let dirty: Vec<u32> = slots.into_iter().filter_map(|slot| self.arena.release(slot)).collect();
-        if !dirty.is_empty() {
+        let last = dirty.len();
+        if last > 0 {
             self.lock().dirty.extend(dirty);
             self.work.notify_one();
         }
+        last
     }
 
     /// The helper's life: keeps chunks ready, wipes, gives back, until [`Pool::stop`].
@@ -419,9 +421,9 @@ impl Magazine {
         }
     }
 
-    /// Gives a handle back; with the last one the slot is free.
-    pub fn release(&mut self, slot: Slot) {
-        let Some(number) = self.pool.arena.release(slot) else { return };
+    /// Gives a handle back; with the last one the slot is free. Returns whether it was the last.
+    pub fn release(&mut self, slot: Slot) -> bool {
+        let Some(number) = self.pool.arena.release(slot) else { return false };
         self.dirty.push(number);
         let some = self.pool.slots_in(MAGAZINE);
         if self.dirty.len() >= 2 * some {
@@ -429,6 +431,7 @@ impl Magazine {
             self.pool.wipe(&self.dirty[..some]);
             self.pool.put(self.dirty.drain(..some));
         }
+        true
     }
 
     /// Wipes what came back: whoever wrote it may be gone.

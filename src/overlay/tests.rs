@@ -117,8 +117,27 @@ fn what_a_reader_holds_stays_as_it_was() {
     assert_eq!(contents(&overlay, 3)[4..16], [1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 1]);
     overlay.set_zero(0..10, &mut magazine).unwrap();
     assert_eq!(overlay.pool().arena().bytes(&held), [1; 4096]);
-    assert_eq!(overlay.budget().data(), 0);
-    magazine.release(held);
+    assert_eq!((overlay.budget().data(), overlay.budget().pinned()), (0, 4096));
+    overlay.release(held, &mut magazine);
+    assert_eq!(overlay.budget().pinned(), 0);
+}
+
+#[test]
+fn what_readers_hold_of_a_trimmed_device_is_pinned_until_they_let_go() {
+    let (overlay, mut magazine) = overlay(600, 1 << 30);
+    overlay.write(0, &[1; 4096 * 600], &mut magazine).unwrap();
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        overlay.for_runs(510..514, |_, content| {
+            let Content::Allocated(slots) = content else { panic!("not allocated") };
+            held.extend(slots.iter().map(|slot| overlay.pool().arena().share(slot)));
+        });
+    }
+    // The first leaf altogether, the second in part.
+    overlay.set_zero(0..513, &mut magazine).unwrap();
+    assert_eq!((overlay.budget().data(), overlay.budget().pinned()), (87 * 4096, 3 * 4096));
+    held.into_iter().for_each(|slot| overlay.release(slot, &mut magazine));
+    assert_eq!((overlay.budget().data(), overlay.budget().pinned()), (87 * 4096, 0));
 }
 
 #[test]

@@ -12,7 +12,6 @@ use crate::proto::{
     BlockDescriptor, Cookie, META_CONTEXT_BASE_ALLOCATION, REPLY_FLAG_DONE, STATE_HOLE, STATE_ZERO,
     append_block_status_chunk, data_chunk_header, hole_chunk, none_chunk, simple_reply,
 };
-use crate::sys::SlotRun;
 use std::ops::Range;
 
 /// Bytes of a read that are queued before others have a turn.
@@ -197,11 +196,11 @@ impl Transmission {
             pieces.push(piece);
         });
         if base_end > 0 && base_end > *base_length.get_or_insert_with(|| device.image().length_now()) {
-            let runs = pieces.drain(..).filter_map(|piece| match piece {
-                Piece::Blocks { run, .. } => Some(run),
-                _ => None,
-            });
-            runs.flat_map(SlotRun::into_slots).for_each(|slot| cx.magazine.release(slot));
+            for piece in pieces.drain(..) {
+                if let Piece::Blocks { run, .. } = piece {
+                    device.release(run, cx.magazine);
+                }
+            }
             return Err(ErrorKind::Io);
         }
         cx.output.put_read(cookie, structured, continued, |output| {

@@ -157,7 +157,7 @@ impl Output {
         while !self.is_empty() {
             let sent = sys::send(socket, &self.spans(device));
             match sent {
-                Ok(sent) => self.advance(sent, magazine),
+                Ok(sent) => self.advance(sent, device, magazine),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Flushed::Blocked),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.raw_os_error() == Some(libc::EFAULT) => {
@@ -166,7 +166,7 @@ impl Output {
                 Err(error) => return Err(error),
             }
         }
-        self.clear(magazine);
+        self.clear(device, magazine);
         Ok(Flushed::All)
     }
 
@@ -207,7 +207,7 @@ impl Output {
         spans
     }
 
-    fn advance(&mut self, mut sent: usize, magazine: &mut Magazine) {
+    fn advance(&mut self, mut sent: usize, device: Option<&Device>, magazine: &mut Magazine) {
         self.queued -= sent as u64;
         while let Some(segment) = self.segments.get_mut(self.next) {
             let left = segment.len() - self.next_sent;
@@ -216,9 +216,7 @@ impl Output {
                 return;
             }
             sent -= left;
-            if let Segment::Blocks { run, .. } = std::mem::replace(segment, Segment::Sent) {
-                run.into_slots().for_each(|slot| magazine.release(slot));
-            }
+            release(std::mem::replace(segment, Segment::Sent), device, magazine);
             self.next += 1;
             self.next_sent = 0;
         }
@@ -246,7 +244,9 @@ impl Output {
             let bytes = read_error(&reads[index]);
             let error = Segment::Inline { start: self.bytes.len(), len: bytes.len() };
             self.bytes.extend_from_slice(&bytes);
-            self.segments.splice(start..end, [error]).for_each(|segment| release(segment, magazine));
+            self.segments
+                .splice(start..end, [error])
+                .for_each(|segment| release(segment, Some(device), magazine));
             reads.remove(index);
             for later in &mut reads[index..] {
                 later.segments.start -= end - start - 1;
@@ -263,18 +263,18 @@ impl Output {
         Ok(())
     }
 
-    /// Throws everything away.
-    pub fn clear(&mut self, magazine: &mut Magazine) {
-        self.segments.drain(..).for_each(|segment| release(segment, magazine));
+    /// Throws everything away. `device` as for [`Output::flush`].
+    pub fn clear(&mut self, device: Option<&Device>, magazine: &mut Magazine) {
+        self.segments.drain(..).for_each(|segment| release(segment, device, magazine));
         self.bytes.clear();
         self.reads.clear();
         (self.border, self.queued, self.next, self.next_sent) = (0, 0, 0, 0);
     }
 }
 
-fn release(segment: Segment, magazine: &mut Magazine) {
-    if let Segment::Blocks { run, .. } = segment {
-        run.into_slots().for_each(|slot| magazine.release(slot));
+fn release(segment: Segment, device: Option<&Device>, magazine: &mut Magazine) {
+    if let (Segment::Blocks { run, .. }, Some(device)) = (segment, device) {
+        device.release(run, magazine);
     }
 }
 

@@ -194,7 +194,7 @@ impl Connection {
             self.set_in_request(false);
         }
         if self.output.is_empty() {
-            self.output.clear(magazine);
+            self.output.clear(device(&self.phase), magazine);
             if lends_output {
                 std::mem::swap(&mut self.output, idle);
             } else {
@@ -377,7 +377,7 @@ impl Connection {
 
     /// Gives back what it holds. What was not acted on never happened.
     pub(super) fn close(mut self, magazine: &mut Magazine) {
-        self.output.clear(magazine);
+        self.output.clear(device(&self.phase), magazine);
         if let Phase::Transmission(transmission) = &mut self.phase {
             transmission.close(magazine);
         }
