@@ -295,3 +295,39 @@ fn of_a_write_cut_in_its_payload_whole_blocks_from_its_beginning_may_stand() {
     }
     assert!(in_part > 0, "some of the long writes got as far as a window");
 }
+
+/// What a client does wrong is of interest to who looks for it, with `-vv`. Otherwise ten thousand of them would bury
+/// what the administrator has to know, and fill the disk.
+#[test]
+fn no_client_can_fill_the_log() {
+    let (_dir, image, server) = serve(&["--linger", "0s"]);
+    crowd(&server, &Kind::ALL, 660, 5);
+    assert_eq!(server.log().len(), 2, "only where it listens: {:#?}", server.log());
+    // Requests for what the image has lost are the administrator's business, but one line says it all.
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(&image.path)
+        .and_then(|file| file.set_len(MIB))
+        .expect("truncating the image");
+    let mut client = server.client("base");
+    for round in 0..20 {
+        let requests: Vec<Request> = (0..100)
+            .flat_map(|n| {
+                let offset = MIB + (n * 16 + round) * 4096;
+                [
+                    Request::write(offset + 10, b"part"),
+                    Request::read(offset, 4096),
+                    Request::cache(offset, 4096),
+                ]
+            })
+            .collect();
+        drop(client.pipeline(&requests));
+    }
+    assert_bytes(&client.read(0, MIB), &image.bytes(0, MIB), 0);
+    // Nor is it each client's to hear of an image that was replaced by none.
+    std::fs::remove_file(&image.path).expect("removing the image");
+    std::fs::create_dir(&image.path).expect("putting something else in its place");
+    (0..100).for_each(|_| drop(server.simple("base")));
+    let log = server.log();
+    assert!(log.len() < 20, "{} lines, such as {:#?}", log.len(), &log[..20]);
+}
