@@ -18,6 +18,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes on either side of what is asked for that are looked at, too: so few that a vain look costs next to nothing.
@@ -212,6 +213,8 @@ pub struct Source {
     name: String,
     path: PathBuf,
     current: Mutex<Arc<Image>>,
+    /// Whether it was said that what the path names by now cannot be served.
+    complained: AtomicBool,
 }
 
 impl Source {
@@ -224,7 +227,12 @@ impl Source {
         let path = std::path::absolute(path)
             .map_err(|error| Error::io("Cannot resolve the path of image", error).on_path(path))?;
         let image = Arc::new(Image::open(&path)?);
-        Ok(Self { name: name.to_owned(), path, current: Mutex::new(image) })
+        Ok(Self {
+            name: name.to_owned(),
+            path,
+            current: Mutex::new(image),
+            complained: AtomicBool::new(false),
+        })
     }
 
     /// The export name.
@@ -255,9 +263,14 @@ impl Source {
             Ok(found) if found != current.identity => match Image::open(&self.path) {
                 Ok(image) => {
                     tracing::info!(export = self.name, path = %self.path.display(), "image was replaced");
+                    self.complained.store(false, Ordering::Relaxed);
                     *current = Arc::new(image);
                 }
-                Err(error) => tracing::warn!(export = self.name, %error, "keeping the image as it was"),
+                // Once: every client that connects would have it said again.
+                Err(error) if !self.complained.swap(true, Ordering::Relaxed) => {
+                    tracing::warn!(export = self.name, %error, "keeping the image as it was");
+                }
+                Err(_) => {}
             },
             _ => {}
         }

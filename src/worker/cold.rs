@@ -5,7 +5,8 @@ use super::mailbox::Message;
 use crate::transmission::Warm;
 use crossbeam::channel::Receiver;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// An order to the warmers.
 #[derive(Debug)]
@@ -18,6 +19,19 @@ pub(super) enum Order {
 
 /// Bytes of an order that are brought in before it is somebody else's turn.
 const SLICE: u64 = 1 << 20;
+
+/// How long to be silent after a line about an image that cannot be read.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// Logs that an image cannot be read, but not each time: a client can have it happen with every request of 28 bytes.
+fn complain(range: &std::ops::Range<u64>, error: &std::io::Error) {
+    static LAST: Mutex<Option<Instant>> = Mutex::new(None);
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if last.is_none_or(|last| last.elapsed() >= SILENCE) {
+        *last = Some(Instant::now());
+        tracing::warn!(?range, %error, "base image cannot be read");
+    }
+}
 
 /// A warmer's life.
 pub(super) fn warm(orders: &Receiver<Order>, shared: &Shared) {
@@ -36,7 +50,7 @@ pub(super) fn warm(orders: &Receiver<Order>, shared: &Shared) {
             }
             Ok(()) => true,
             Err(error) => {
-                tracing::warn!(?range, %error, "base image cannot be read");
+                complain(&range, &error);
                 false
             }
         };

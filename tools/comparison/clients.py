@@ -150,6 +150,50 @@ class Held:
         self.close()
 
 
+class Crowd:
+    """Clients that misbehave, until they are told to end."""
+
+    def __init__(self, run: Running, kinds: str, count: int, at_once: int):
+        command = [run.tools.hostile, *run.place(), "--export", EXPORT, "--kind", kinds, "--until-eof"]
+        command += ["--clients", str(count), "--at-once", str(at_once), "--gap", "1"]
+        self.process = subprocess.Popen(
+            [str(word) for word in command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=procs.prepare_child,
+        )
+        try:
+            if self.process.stdout.readline().strip() != "ready":
+                raise Failed(f"no crowd came to {run.server.name}: {self.process.stderr.read().strip()}")
+        except BaseException:
+            self.process.kill()
+            self._close()
+            raise
+
+    def end(self) -> dict:
+        """Tells it to end; what became of its clients."""
+        try:
+            out, _ = self.process.communicate(timeout=120)
+        except subprocess.TimeoutExpired as error:
+            raise Failed("the crowd does not end") from error
+        return json.loads(out.strip().splitlines()[-1])
+
+    def _close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            stream.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._close()
+
+
 def _run(command: list, limit: float, cwd=None) -> str:
     try:
         done = subprocess.run(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from . import clients, host, procs
-from .clients import Held, Load
+from .clients import Crowd, Held, Load
 from .servers import EXPORT, MEMDEV, Failed, Server, Tools
 
 GIB = 1 << 30
@@ -236,6 +236,50 @@ class NeighbourRow(Row):
 
 
 @dataclass(frozen=True)
+class HostileRow(Row):
+    """A client that streams, alone and beside ten thousand that misbehave."""
+
+    metric: str = "kept"
+    kinds: str = ""
+    at_once: int = 10_000
+
+    def applies(self, server):
+        return server is MEMDEV
+
+    def measure(self, server, bench):
+        image = bench.random_image(GIB)
+        bench.prepare(image, "4G")
+        load = Load("read", "128K", 8)
+        with server.start(bench.tools, [(EXPORT, image)], self.transport) as run:
+            # All of the image through the server once, and a crowd, so that it has what it keeps for later.
+            clients.lean(run, Load("read", "128K", 8, once=True), bench.seconds)
+            with Crowd(run, self.kinds, 100, 100) as crowd:
+                crowd.end()
+            run.comes_to_rest(None)
+            before = run.holds()
+            found = {"alone": [], "beside": []}
+            found["alone"].append(clients.lean(run, load, bench.seconds))
+            with Crowd(run, self.kinds, 10_000, self.at_once) as crowd:
+                found["beside"].append(clients.lean(run, load, bench.seconds))
+                came = crowd.end()
+            after = run.comes_to_rest(before)
+            found["alone"].append(clients.lean(run, load, bench.seconds))
+        failed = sum(part["errors"] for parts in found.values() for part in parts)
+        if failed:
+            raise Failed(f"{server.name}: {failed} requests of the client that behaves failed")
+        mean = lambda which, what: sum(part[what] for part in found[which]) / len(found[which])
+        return {
+            **{f"{name}_{which}": mean(which, name) for which in found for name in ("iops", "p50", "p99", "max")},
+            "kept": mean("beside", "iops") / mean("alone", "iops"),
+            "p99_rise": mean("beside", "p99") / mean("alone", "p99"),
+            "crowd": came["clients"],
+            "crowd_hung_up": came["hung_up"],
+            "crowd_at_once": came["most_at_once"],
+            **{f"{name}_left": after[name] - before[name] for name in before},
+        }
+
+
+@dataclass(frozen=True)
 class SweepRow(Row):
     """One line of the plot: throughput over depth or over connections, on one server start."""
 
@@ -347,6 +391,19 @@ ROWS: list[Row] = [
         "trim-back", "memory left a second after 1 GiB was written and trimmed",
         targets=(Target("left", "<=", 0.02, ""),),
     ),
+    HostileRow(
+        "hostile-stall", "a 128 KiB stream beside 10,000 clients that stall", kinds="stall,never-read",
+        targets=(Target("kept", ">=", 0.9, ""), Target("p99_rise", "<=", 1.1, "")),
+    ),
+    HostileRow(
+        "hostile-slow", "the same beside 10,000 that send or read a byte a second",
+        kinds="slow-handshake,slow-payload,slow-reading",
+    ),
+    HostileRow(
+        "hostile-cut", "the same beside 200 at a time that cut, reset, lie and send garbage",
+        kinds="cut,reset,half-close,garbage,lie", at_once=200,
+    ),
+    HostileRow("hostile-flood", "the same beside 16 at a time that flood", kinds="flood", at_once=16),
     SweepRow("sweep-depth", "4 KiB random read over depth", points=(1, 2, 4, 8, 16, 32, 64, 128)),
     SweepRow(
         "sweep-connections", "4 KiB 2:1 read/write over connections", over="connections",

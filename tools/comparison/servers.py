@@ -24,6 +24,7 @@ class Tools:
 
     memdev: Path
     load: Path
+    hostile: Path
     overlays: Path
 
 
@@ -232,6 +233,27 @@ class Running:
 
     def memory(self) -> procs.Memory:
         return procs.memory(self.pid, self.overlay)
+
+    def holds(self) -> dict[str, int]:
+        """What its process holds, but for what clients wrote."""
+        descriptors = len(os.listdir(f"/proc/{self.pid}/fd"))
+        memory = self.memory()
+        return {"descriptors": descriptors, "threads": memory.threads, "bytes": memory.total}
+
+    def comes_to_rest(self, before: dict[str, int] | None) -> dict[str, int]:
+        """What it holds once it has no more descriptors and threads, and hardly more memory, than before; without a
+        before, once that does not change any more."""
+        end = time.monotonic() + 30
+        last = None
+        while True:
+            now = self.holds()
+            slack = {"descriptors": 0, "threads": 0, "bytes": 40 << 20}
+            if now == last if before is None else all(now[name] <= before[name] + slack[name] for name in now):
+                return now
+            if time.monotonic() > end:
+                raise Failed(f"{self.server.name} keeps {now}, before it had {before or last}")
+            last = now
+            time.sleep(0.5)
 
     def place(self) -> list[str]:
         """Where it is, for memdev-load."""
