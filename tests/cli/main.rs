@@ -72,7 +72,9 @@ fn help_of_serve_has_its_options_defaults_and_examples_but_not_the_knobs() {
     ] {
         assert!(help.contains(text), "{text} in:\n{help}");
     }
-    assert!(!help.contains("--mask-handshake") && !help.contains("--no-structured-replies"));
+    for knob in ["--mask-handshake", "--no-structured-replies", "--no-extended-headers"] {
+        assert!(!help.contains(knob), "{knob} in:\n{help}");
+    }
 }
 
 #[test]
