@@ -8,7 +8,7 @@ use std::path::Path;
 use interop_support::{assert_same, attempt, run, said, uri};
 use serde_json::Value;
 use support::server::{Serve, scratch};
-use support::{Image, KIB, MIB, Server};
+use support::{GIB, Image, KIB, MIB, Server};
 
 fn json(args: &[&str]) -> Value {
     let text = run("qemu-img", args);
@@ -251,6 +251,49 @@ fn extents(map: &Value) -> Vec<(u64, u64, bool, bool)> {
     all
 }
 
+fn memdev_map(what: &str) -> Value {
+    let text = run(env!("CARGO_BIN_EXE_memdev"), ["map", "--json", what]);
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("memdev printed no JSON ({error}):\n{text}"))
+}
+
+#[test]
+fn memdev_map_prints_what_qemu_img_map_prints() {
+    let dir = scratch();
+    let size = 3 << 40;
+    let data = [64 * KIB..128 * KIB, GIB..GIB + 64 * KIB, 5 * GIB..5 * GIB + 4096];
+    let image = Image::sparse(dir.path().join("disk.img"), size, &data, 1);
+    let server = Serve::image(&image).args(["-vv"]).start();
+    let session = uri(&server, "disk@one");
+    io(
+        &session,
+        &[
+            "write -P 1 3G 64k",
+            "write -P 1 1T 4k",
+            "discard 64k 4k",
+            "write -z 5G 4k",
+            "write -P 1 1073745920 4k",
+            "write -P 1 4294963200 8k",
+        ],
+    );
+
+    // The image file, to the letter but for two keys that say nothing here.
+    let mut theirs = json(&["map", "--output=json", "-f", "raw", text(&image.path)]);
+    for extent in theirs.as_array_mut().expect("the map is a list") {
+        let extent = extent.as_object_mut().expect("an extent is an object");
+        extent.remove("offset");
+        extent.remove("compressed");
+    }
+    assert_eq!(memdev_map(text(&image.path)), theirs);
+
+    for export in ["disk", "disk@one"] {
+        let uri = uri(&server, export);
+        let theirs = json(&["map", "--output=json", "-f", "raw", &uri]);
+        assert_eq!(extents(&memdev_map(&uri)), extents(&theirs), "{export}");
+    }
+    assert!(styles(&server).contains(&"Extended".to_owned()), "{:?}", styles(&server));
+    server.stop();
+}
+
 /// QEMU's client can take any metadata context for a dirty bitmap: what has bit 0 then counts as no data, what has bit 1
 /// as zero.
 #[test]
@@ -279,5 +322,16 @@ fn qemu_img_sees_what_the_session_wrote() {
     let expected: Vec<_> =
         expected.into_iter().map(|(start, length, (zero, data))| (start, length, zero, data)).collect();
     assert_eq!(extents(&map), expected);
+
+    // The same as seen by our own map, in which the session's layer has depth 0.
+    let ours = memdev_map(&session);
+    let own: u64 = ours
+        .as_array()
+        .expect("the map is a list")
+        .iter()
+        .filter(|extent| extent["depth"] == 0)
+        .map(|extent| extent["length"].as_u64().expect("a length"))
+        .sum();
+    assert_eq!(own, 76 * KIB);
     server.stop();
 }
