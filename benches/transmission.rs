@@ -97,8 +97,7 @@ impl Line {
         let _client = UnixStream::connect(&socket).expect("a connection");
         let stream = listener.accept().expect("no error").expect("the connection that was just made");
         let (_, attachment) = registry.attach("root", &Arc::new(stream)).expect("a session");
-        let negotiated =
-            Negotiated { export_name: "root".into(), structured_replies: false, base_allocation: false };
+        let negotiated = Negotiated { export_name: "root".into(), ..Negotiated::default() };
         let (near, far) = socketpair();
         Self {
             transmission: Transmission::new(attachment, negotiated),

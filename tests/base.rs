@@ -6,7 +6,7 @@ use std::fs::{self, OpenOptions};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use support::server::{Serve, scratch};
-use support::{Checked, Client, GIB, Image, KIB, MIB, Random, Request, Server, assert_bytes, nbd};
+use support::{Checked, Client, GIB, Image, KIB, MIB, Random, Request, Server, Style, assert_bytes, nbd};
 
 fn truncate(image: &Image, size: u64) {
     OpenOptions::new()
@@ -20,11 +20,11 @@ fn truncate(image: &Image, size: u64) {
 
 #[test]
 fn requests_that_touch_a_truncated_part_get_eio_and_the_rest_is_fine() {
-    for structured in [true, false] {
+    for style in Style::ALL {
         let dir = scratch();
         let image = Image::random(dir.path().join("base.img"), 8 * MIB, 11);
         let mut server = Server::of(&image);
-        let attach = || if structured { server.client("base") } else { server.simple("base") };
+        let attach = || server.client_in(style, "base");
         let mut client = attach();
         let mut fresh = attach();
         // Everything has been read once: what was resident must not count as being there.
@@ -58,11 +58,11 @@ fn requests_that_touch_a_truncated_part_get_eio_and_the_rest_is_fine() {
 
 #[test]
 fn reading_a_truncated_base_amid_a_pipeline_fails_only_there() {
-    for structured in [true, false] {
+    for style in Style::ALL {
         let dir = scratch();
         let image = Image::random(dir.path().join("base.img"), 8 * MIB, 11);
         let server = Server::of(&image);
-        let mut client = if structured { server.client("base") } else { server.simple("base") };
+        let mut client = server.client_in(style, "base");
         truncate(&image, 4 * MIB);
         let requests: Vec<Request> =
             (0..400).map(|n| Request::read(n % 2 * 4 * MIB + n / 2 * 4096, 4096)).collect();
@@ -264,12 +264,12 @@ fn images_of_any_size_are_served_to_the_last_byte() {
         let image = Image::random(dir.path().join("base.img"), size, size);
         let before = image.fingerprint();
         let server = Server::of(&image);
-        for structured in [true, false] {
-            let client = if structured { server.client("base") } else { server.simple("base") };
+        for style in Style::ALL {
+            let client = server.client_in(style, "base");
             let mut checked = Checked::new(client, &image);
             assert_eq!(checked.client.size(), size);
             checked.read_all();
-            if structured {
+            if style.has_chunks() {
                 checked.status(0, size);
             }
             checked.write(size - 1, b"!");
@@ -288,7 +288,7 @@ fn images_of_any_size_are_served_to_the_last_byte() {
                 checked.write(offset, &data[start..start + length]);
             }
             checked.read_all();
-            if structured {
+            if style.has_chunks() {
                 checked.status(0, size);
             }
         }

@@ -2,17 +2,17 @@
 
 mod support;
 
-use support::in_step::{both, serve};
+use support::in_step::{every_style, serve};
 use support::server::{Serve, scratch};
-use support::{Checked, Client, Image, MIB, Random, Request, Server, assert_bytes, nbd};
+use support::{Checked, Client, Image, MIB, Random, Request, Server, Style, assert_bytes, nbd};
 
 // Many in flight.
 
 #[test]
 fn a_thousand_requests_in_flight_are_all_answered() {
     let (_dir, image, server) = serve();
-    for structured in [true, false] {
-        let client = if structured { server.client("base") } else { server.simple("base") };
+    for style in Style::ALL {
+        let client = server.client_in(style, "base");
         let mut checked = Checked::new(client, &image);
         let mut random = Random::new(13);
         // Disjoint slots of 8,000 bytes: a write to one, a read of another, in one stream.
@@ -43,7 +43,7 @@ fn a_thousand_requests_in_flight_are_all_answered() {
 #[test]
 fn requests_arriving_in_pieces_are_put_together() {
     let (_dir, image, server) = serve();
-    both(&server, |client| {
+    every_style(&server, |client| {
         let requests = [
             Request::write(5000, &[0x5a; 3000]),
             Request::read(0, 512),
@@ -55,7 +55,7 @@ fn requests_arriving_in_pieces_are_put_together() {
             .iter()
             .map(|request| {
                 let cookie = client.expect(request);
-                bytes.extend(request.bytes(cookie));
+                bytes.extend(request.bytes_in(client.style, cookie));
                 cookie
             })
             .collect();
@@ -97,25 +97,22 @@ fn over_tcp_it_is_the_same() {
     let dir = scratch();
     let image = Image::random(dir.path().join("base.img"), 40 * MIB + 77, 3);
     let server = Serve::image(&image).tcp().start();
-    for structured in [true, false] {
+    for style in Style::ALL {
         let stream = server.tcp_stream();
-        let client = if structured {
-            Client::attach(stream, "base").expect("offered")
-        } else {
-            Client::attach_simple(stream, "base").expect("offered")
-        };
+        let contexts: &[&str] = if style.has_chunks() { &["base:allocation"] } else { &[] };
+        let client = Client::attach_as(stream, "base", style, contexts).expect("offered");
         let mut checked = Checked::new(client, &image);
         checked.read(5, 32 * MIB);
         let data = Random::new(43).bytes(32 * MIB);
         checked.write(8 * MIB + 1, &data);
         let mut random = Random::new(47);
         for _ in 0..500 {
-            checked.random_step(&mut random, 200_000, structured);
+            checked.random_step(&mut random, 200_000, style.has_chunks());
         }
         let requests: Vec<Request> =
             (0..1000).map(|n| Request::read(random.below(39 * MIB), n * 64 + 1)).collect();
         for (reply, request) in checked.client.pipeline(&requests).into_iter().zip(&requests) {
-            let expected = checked.model.read(request.offset, u64::from(request.length));
+            let expected = checked.model.read(request.offset, request.length);
             assert_bytes(&reply.ok().data, expected, request.offset);
         }
         checked.read_all();

@@ -15,8 +15,13 @@ fn nbdinfo(args: &[&str]) -> Value {
 
 /// `nbdinfo --map` as (offset, length, flags), with equal neighbours merged: a server may report a run in parts.
 fn map(uri: &str) -> Vec<(u64, u64, u64)> {
+    map_of("base:allocation", uri)
+}
+
+/// The same of any metadata context.
+fn map_of(context: &str, uri: &str) -> Vec<(u64, u64, u64)> {
     let mut runs: Vec<(u64, u64, u64)> = Vec::new();
-    for extent in nbdinfo(&["--map", uri]).as_array().expect("the map is a list") {
+    for extent in nbdinfo(&[&format!("--map={context}"), uri]).as_array().expect("the map is a list") {
         let field = |name: &str| extent[name].as_u64().unwrap_or_else(|| panic!("no {name} in {extent}"));
         let (offset, length, flags) = (field("offset"), field("length"), field("type"));
         match runs.last_mut() {
@@ -48,7 +53,7 @@ fn nbdinfo_shows_what_is_offered() {
     assert_eq!(export["is_read_only"], false);
     assert_eq!(export["is_rotational"], false);
     assert_eq!(export["can_multi_conn"], false, "a private copy per connection is no place for a second one");
-    assert_eq!(export["contexts"], serde_json::json!(["base:allocation"]));
+    assert_eq!(export["contexts"], serde_json::json!(["base:allocation", "memdev:dirty"]));
     let minimum = export["block_size_minimum"].as_u64().expect("a minimum block size is advertised");
     let preferred = export["block_size_preferred"].as_u64().expect("a preferred block size is advertised");
     let maximum = export["block_size_maximum"].as_u64().expect("a maximum payload is advertised");
@@ -116,6 +121,16 @@ fn the_map_has_the_holes_of_the_image_and_of_the_session() {
         (3 * MIB + 16 * KIB, MIB - 16 * KIB, HOLE_AND_ZERO),
     ];
     assert_eq!(map(&session), changed);
+    // Bit 0: the session wrote it; bit 1: and it reads as zeroes.
+    let dirty = [
+        (0, 96 * KIB, 0),
+        (96 * KIB, 32 * KIB, 3),
+        (128 * KIB, 3 * MIB - 128 * KIB, 0),
+        (3 * MIB, 16 * KIB, 1),
+        (3 * MIB + 16 * KIB, MIB - 16 * KIB, 0),
+    ];
+    assert_eq!(map_of("memdev:dirty", &session), dirty);
+    assert_eq!(map_of("memdev:dirty", &uri(&server, "disk")), [(0, 4 * MIB, 0)]);
     assert_eq!(map(&uri(&server, "disk")), untouched, "the neighbour sees the image as it is");
 }
 
@@ -179,6 +194,15 @@ fn python_client_meets_every_command() {
     let server = Server::of(&image);
     libnbd_script("commands.py", &[&uri(&server, "disk"), image.path.to_str().expect("text")]);
     assert_eq!(image.fingerprint(), before);
+    server.stop();
+}
+
+#[test]
+fn python_client_asks_for_both_contexts() {
+    let dir = scratch();
+    let image = Image::partly(dir.path().join("disk.img"), 8 * MIB, 0..2 * MIB, 5);
+    let server = Server::of(&image);
+    libnbd_script("contexts.py", &[&uri(&server, "disk")]);
     server.stop();
 }
 

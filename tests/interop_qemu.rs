@@ -8,7 +8,7 @@ use std::path::Path;
 use interop_support::{assert_same, attempt, run, said, uri};
 use serde_json::Value;
 use support::server::{Serve, scratch};
-use support::{Image, KIB, MIB, Server};
+use support::{GIB, Image, KIB, MIB, Server};
 
 fn json(args: &[&str]) -> Value {
     let text = run("qemu-img", args);
@@ -176,5 +176,162 @@ fn two_qemu_clients_write_different_bytes_at_the_same_place() {
     io(&bob, &["read -P 0xbb 0 8M"]);
     run("qemu-img", ["compare", "-f", "raw", "-F", "raw", text(&image.path), &uri(&server, "disk")]);
     assert_eq!(image.fingerprint(), before);
+    server.stop();
+}
+
+/// What the server says about the connections that it served: the style of their replies.
+fn styles(server: &Server) -> Vec<String> {
+    let log = server.log();
+    let style = |line: &String| {
+        let rest = line.split_once("replies=")?.1;
+        rest.split_whitespace().next().map(str::to_owned)
+    };
+    log.iter().filter(|line| line.contains("negotiated")).filter_map(style).collect()
+}
+
+/// QEMU 10 agrees on extended headers and then sends writes without `PAYLOAD_LEN`, against the letter of the extension,
+/// with their payload behind them: a server that takes the letter for all there is cannot be written to.
+#[test]
+fn qemu_writes_and_reads_with_extended_headers_and_without() {
+    let dir = scratch();
+    let size = 24 * MIB + 512;
+    let image = Image::random(dir.path().join("disk.img"), size, 3);
+    let data = [4096..MIB, 3 * MIB..9 * MIB, 16 * MIB..size];
+    let content = Image::sparse(dir.path().join("new.img"), size, &data, 4);
+    for (knobs, style) in [
+        (&["-vv"][..], "Extended"),
+        (&["-vv", "--no-extended-headers"], "Structured"),
+        (&["-vv", "--no-structured-replies"], "Simple"),
+    ] {
+        let server = Serve::image(&image).args(knobs).start();
+        let uri = uri(&server, "disk@one");
+        run(
+            "qemu-img",
+            ["convert", "-n", "-W", "-m", "16", "-f", "raw", "-O", "raw", text(&content.path), &uri],
+        );
+        run("qemu-img", ["compare", "-f", "raw", "-F", "raw", text(&content.path), &uri]);
+        io(
+            &uri,
+            &[
+                "write -P 0x11 0 8M",
+                "write -P 0x22 1000 3000",
+                "read -P 0x11 4000 100k",
+                "read -P 0x22 1000 3000",
+                "aio_write -P 0x33 9M 64k",
+                "aio_write -P 0x44 10M 1M",
+                "aio_flush",
+                "read -P 0x33 9M 64k",
+                "read -P 0x44 10M 1M",
+                "write -z -u 2M 1M",
+                "discard 4M 1M",
+                "read -P 0 2M 1M",
+                "read -P 0 4M 1M",
+                "read -P 0x11 3M 1M",
+                "flush",
+            ],
+        );
+        let styles = styles(&server);
+        assert!(styles.len() >= 3 && styles.iter().all(|found| found == style), "{styles:?} for {knobs:?}");
+        server.stop();
+    }
+}
+
+/// start, length, zero and data of every extent; neighbours that differ in nothing else are one.
+fn extents(map: &Value) -> Vec<(u64, u64, bool, bool)> {
+    let mut all: Vec<(u64, u64, bool, bool)> = Vec::new();
+    for extent in map.as_array().expect("the map is a list") {
+        let number = |name: &str| extent[name].as_u64().unwrap_or_else(|| panic!("no {name} in {extent}"));
+        let flag = |name: &str| extent[name].as_bool().unwrap_or_else(|| panic!("no {name} in {extent}"));
+        let (start, length, zero, data) = (number("start"), number("length"), flag("zero"), flag("data"));
+        match all.last_mut() {
+            Some(last) if (last.2, last.3) == (zero, data) => last.1 += length,
+            _ => all.push((start, length, zero, data)),
+        }
+    }
+    all
+}
+
+fn memdev_map(what: &str) -> Value {
+    let text = run(env!("CARGO_BIN_EXE_memdev"), ["map", "--json", what]);
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("memdev printed no JSON ({error}):\n{text}"))
+}
+
+#[test]
+fn memdev_map_prints_what_qemu_img_map_prints() {
+    let dir = scratch();
+    let size = 3 << 40;
+    let data = [64 * KIB..128 * KIB, GIB..GIB + 64 * KIB, 5 * GIB..5 * GIB + 4096];
+    let image = Image::sparse(dir.path().join("disk.img"), size, &data, 1);
+    let server = Serve::image(&image).args(["-vv"]).start();
+    let session = uri(&server, "disk@one");
+    io(
+        &session,
+        &[
+            "write -P 1 3G 64k",
+            "write -P 1 1T 4k",
+            "discard 64k 4k",
+            "write -z 5G 4k",
+            "write -P 1 1073745920 4k",
+            "write -P 1 4294963200 8k",
+        ],
+    );
+
+    // The image file, to the letter but for two keys that say nothing here.
+    let mut theirs = json(&["map", "--output=json", "-f", "raw", text(&image.path)]);
+    for extent in theirs.as_array_mut().expect("the map is a list") {
+        let extent = extent.as_object_mut().expect("an extent is an object");
+        extent.remove("offset");
+        extent.remove("compressed");
+    }
+    assert_eq!(memdev_map(text(&image.path)), theirs);
+
+    for export in ["disk", "disk@one"] {
+        let uri = uri(&server, export);
+        let theirs = json(&["map", "--output=json", "-f", "raw", &uri]);
+        assert_eq!(extents(&memdev_map(&uri)), extents(&theirs), "{export}");
+    }
+    assert!(styles(&server).contains(&"Extended".to_owned()), "{:?}", styles(&server));
+    server.stop();
+}
+
+/// QEMU's client can take any metadata context for a dirty bitmap: what has bit 0 then counts as no data, what has bit 1
+/// as zero.
+#[test]
+fn qemu_img_sees_what_the_session_wrote() {
+    let dir = scratch();
+    let image = Image::random(dir.path().join("disk.img"), 4 * MIB, 1);
+    let server = Server::of(&image);
+    let session = uri(&server, "disk@one");
+    io(&session, &["write -P 1 1M 8k", "discard 2M 64k", "write -z -u 3M 4k"]);
+    let options = format!(
+        "driver=raw,file.driver=nbd,file.server.type=unix,file.server.path={},file.export=disk@one,\
+         file.x-dirty-bitmap=memdev:dirty",
+        server.socket().display()
+    );
+    let map = json(&["map", "--output=json", "--image-opts", &options]);
+    let (clean, dirty, dirty_zero) = ((false, true), (false, false), (true, false));
+    let expected = [
+        (0, MIB, clean),
+        (MIB, 8 * KIB, dirty),
+        (MIB + 8 * KIB, MIB - 8 * KIB, clean),
+        (2 * MIB, 64 * KIB, dirty_zero),
+        (2 * MIB + 64 * KIB, MIB - 64 * KIB, clean),
+        (3 * MIB, 4 * KIB, dirty_zero),
+        (3 * MIB + 4 * KIB, MIB - 4 * KIB, clean),
+    ];
+    let expected: Vec<_> =
+        expected.into_iter().map(|(start, length, (zero, data))| (start, length, zero, data)).collect();
+    assert_eq!(extents(&map), expected);
+
+    // The same as seen by our own map, in which the session's layer has depth 0.
+    let ours = memdev_map(&session);
+    let own: u64 = ours
+        .as_array()
+        .expect("the map is a list")
+        .iter()
+        .filter(|extent| extent["depth"] == 0)
+        .map(|extent| extent["length"].as_u64().expect("a length"))
+        .sum();
+    assert_eq!(own, 76 * KIB);
     server.stop();
 }

@@ -3,7 +3,7 @@
 mod support;
 
 use support::server::{Serve, scratch};
-use support::{Checked, Client, GIB, Image, MIB, Random, Request, Server, assert_bytes, nbd};
+use support::{Checked, Client, GIB, Image, MIB, Random, Request, Server, Style, assert_bytes, nbd};
 
 /// What a server may keep ready beyond what is in use, besides noise: its reserve of touched memory and its buffers.
 const SLACK: u64 = 48 * MIB;
@@ -44,8 +44,8 @@ fn assert_filled(client: &mut Client, offset: u64, taken: u64, seed: u64) {
 #[test]
 fn a_session_over_its_budget_gets_enospc_and_loses_nothing() {
     let (_dir, _image, server) = serve(64 * MIB, &["--session-memory", "4M"]);
-    for structured in [true, false] {
-        let mut client = if structured { server.client("base") } else { server.simple("base") };
+    for style in Style::ALL {
+        let mut client = server.client_in(style, "base");
         let taken = fill(&mut client, MIB, 1);
         assert!((3 * MIB..=4 * MIB).contains(&taken), "a budget of 4 MiB takes {taken} bytes");
         assert_filled(&mut client, MIB, taken, 1);
@@ -149,8 +149,8 @@ fn zeroes_take_no_memory_however_they_are_written() {
 #[test]
 fn a_full_session_can_overwrite_what_it_holds_by_requests_of_any_size() {
     let (_dir, _image, server) = serve(64 * MIB, &["--session-memory", "4M"]);
-    for structured in [true, false] {
-        let client = if structured { server.client("base") } else { server.simple("base") };
+    for style in Style::ALL {
+        let client = server.client_in(style, "base");
         let mut client = client;
         let taken = fill(&mut client, 0, 1);
         let mut expected = client.read(0, taken);

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 
 use support::server::{Serve, scratch};
-use support::{Checked, Client, Image, KIB, Model, Random, Request, Server, assert_bytes, nbd};
+use support::{Checked, Client, Image, KIB, Model, Random, Request, Server, Style, assert_bytes, nbd};
 
 /// What one step does; positions are fractions of the device, so that they fit every image.
 #[derive(Clone, Copy, Debug)]
@@ -112,8 +112,13 @@ fn fresh_name(image: usize, counter: &std::cell::Cell<u32>) -> String {
     format!("{image}@case-{}", counter.get())
 }
 
+/// A client that knows all there is to know with these headers.
+fn attach(server: &Server, style: Style, name: &str) -> Client {
+    if style.has_chunks() { server.client_with_contexts(style, name) } else { server.simple(name) }
+}
+
 /// Does one step on `client`, whose session must hold `model`, and checks what it sees.
-fn apply(checked: &mut Checked, operation: &Operation, structured: bool) {
+fn apply(checked: &mut Checked, operation: &Operation) {
     let (offset, length) = operation.range(checked.model.size());
     match operation.step {
         Step::Write(seed) => {
@@ -124,7 +129,7 @@ fn apply(checked: &mut Checked, operation: &Operation, structured: bool) {
         Step::Zeroes(flags) => checked.zeroes(offset, length, flags),
         Step::Trim => checked.trim(offset, length),
         Step::Flush => checked.client.flush(),
-        Step::Status if structured => checked.status(offset, length),
+        Step::Status if checked.client.style.has_chunks() => checked.status(offset, length),
         Step::Read | Step::Status | Step::Attach => checked.read(offset, length),
     }
 }
@@ -134,13 +139,13 @@ fn a_session_is_an_array_of_bytes() {
     let dir = scratch();
     let images = images(dir.path());
     let server = serve(&images);
-    let strategy = (0..images.len(), any::<bool>(), vec(operation(1), 1..60));
-    run(150, &strategy, |(index, structured, operations)| {
-        let name = index.to_string();
-        let client = if structured { server.client(&name) } else { server.simple(&name) };
+    let styles = prop::sample::select(&Style::ALL[..]);
+    let strategy = (0..images.len(), styles, vec(operation(1), 1..60));
+    run(200, &strategy, |(index, style, operations)| {
+        let client = attach(&server, style, &index.to_string());
         let mut checked = Checked::new(client, &images[index]);
         for operation in &operations {
-            apply(&mut checked, operation, structured);
+            apply(&mut checked, operation);
         }
         checked.read_all();
         checked.client.disconnect();
@@ -156,8 +161,8 @@ fn several_connections_of_a_session_are_one_array_of_bytes() {
     let strategy = (0..images.len(), vec(operation(3), 1..80));
     run(120, &strategy, |(index, operations)| {
         let name = fresh_name(index, &counter);
-        // The second connection speaks simple replies.
-        let attach = |n: usize| if n == 1 { server.simple(&name) } else { server.client(&name) };
+        // Each has headers of another style.
+        let attach = |n: usize| attach(&server, Style::ALL[n], &name);
         let mut clients: Vec<Option<Client>> = (0..3).map(|n| Some(attach(n))).collect();
         let mut model = Model::of(&images[index]);
         for operation in &operations {
@@ -170,7 +175,7 @@ fn several_connections_of_a_session_are_one_array_of_bytes() {
                 client
             };
             let mut checked = Checked { client, model };
-            apply(&mut checked, operation, operation.connection != 1);
+            apply(&mut checked, operation);
             *slot = Some(checked.client);
             model = checked.model;
         }
@@ -220,7 +225,8 @@ fn concurrent_neighbours_on_one_session_never_lose_a_byte() {
             }
             offset += length;
         }
-        let mut clients: Vec<Client> = (0..4).map(|_| server.client(&name)).collect();
+        let styles = Style::ALL.into_iter().chain([Style::Extended]);
+        let mut clients: Vec<Client> = styles.map(|style| server.client_in(style, &name)).collect();
         std::thread::scope(|scope| {
             for (client, list) in clients.iter_mut().zip(&lists) {
                 let image = &image;
@@ -229,7 +235,7 @@ fn concurrent_neighbours_on_one_session_never_lose_a_byte() {
                         let reply = reply.ok();
                         if request.command == nbd::CMD_READ {
                             // Nobody else writes these bytes.
-                            let base = image.bytes(request.offset, u64::from(request.length));
+                            let base = image.bytes(request.offset, request.length);
                             assert_bytes(&reply.data, &base, request.offset);
                         }
                     }

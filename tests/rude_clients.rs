@@ -177,7 +177,8 @@ fn no_memory_of_the_budget_is_lost_to_rude_clients() {
     let data = Random::new(9).bytes(16 * KIB);
     // How much of the export one session can hold when nobody else is there.
     let room = || {
-        let mut client = server.client("base");
+        // While the crowd's sessions are being taken down there may be no room for another at all.
+        let Ok(mut client) = server.try_client("base") else { return 0 };
         let fits = |&n: &u64| client.call(&Request::write(n * 16 * KIB, &data)).error.is_none();
         (0..EXPORT / (16 * KIB)).take_while(fits).count()
     };

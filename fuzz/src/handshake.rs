@@ -4,8 +4,8 @@
 //!   | knobs 1 | cuts 2 | client flags 4 | options ... | what follows
 //! ```
 //!
-//! Knobs: bit 0 withholds structured replies, bit 1 the flag NO_ZEROES, bit 2 shuts the server down. Cuts: from which the
-//! lengths of the random pieces follow.
+//! Knobs: bit 0 withholds structured replies, bit 1 the flag NO_ZEROES, bit 2 shuts the server down, bit 3 withholds
+//! extended headers. Cuts: from which the lengths of the random pieces follow.
 
 use std::cell::Cell;
 
@@ -96,6 +96,7 @@ fn talk(knobs: u8, client: &[u8], lengths: impl IntoIterator<Item = usize>) -> T
     let mut handshake = Handshake::new(Knobs {
         structured_replies: knobs & 1 == 0,
         handshake_flags_mask: if knobs & 2 == 0 { u16::MAX } else { 1 },
+        extended_headers: knobs & 8 == 0,
         ..Knobs::default()
     });
     if knobs & 4 != 0 {
@@ -155,9 +156,13 @@ fn check(client: &[u8], talk: &Talk) {
         let by_name = [ExportNameReply::SIZE, ExportNameReply::SIZE + EXPORT_NAME_PADDING];
         assert!(rest.is_empty() || by_name.contains(&rest.len()));
         assert_eq!(export, &negotiated.export_name);
-        assert!(negotiated.structured_replies || !negotiated.base_allocation);
+        let Negotiated { structured_replies, extended_headers, contexts, .. } = negotiated;
+        assert!(*structured_replies || !extended_headers && contexts.is_empty());
         assert!(info.flags.contains(TransmissionFlags::HAS_FLAGS));
-        assert_eq!(info.flags.contains(TransmissionFlags::SEND_DF), negotiated.structured_replies);
+        assert_eq!(info.flags.contains(TransmissionFlags::SEND_DF), *structured_replies);
+        let chooses = info.flags.contains(TransmissionFlags::BLOCK_STATUS_PAYLOAD);
+        assert_eq!(chooses, *extended_headers && !contexts.is_empty());
+        assert!(!extended_headers || rest.is_empty(), "EXPORT_NAME does not go with extended headers");
     } else {
         assert!(rest.is_empty());
     }

@@ -10,6 +10,7 @@ mod generate;
 mod image;
 mod info;
 mod log;
+mod map;
 mod serve;
 mod size;
 
@@ -49,6 +50,7 @@ struct Cli {
 enum Command {
     Serve(serve::Serve),
     Info(info::Info),
+    Map(map::Map),
     #[command(hide = true)]
     Generate(generate::Generate),
 }
@@ -92,6 +94,7 @@ fn parse_and_run() -> Result<(), Failure> {
     match cli.command {
         Command::Serve(args) => serve::run(args)?,
         Command::Info(args) => info::run(&args)?,
+        Command::Map(args) => map::run(&args)?,
         Command::Generate(args) => generate::run(&args)?,
     }
     Ok(())

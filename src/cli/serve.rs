@@ -89,9 +89,13 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "BITS", hide = true, value_parser = bits)]
     mask_handshake: Option<u16>,
 
-    /// Do not offer structured replies
+    /// Do not offer structured replies, nor extended headers, which take their place
     #[arg(long, hide = true)]
     no_structured_replies: bool,
+
+    /// Do not offer extended headers
+    #[arg(long, hide = true)]
+    no_extended_headers: bool,
 }
 
 pub(crate) fn run(args: Serve) -> Result<(), Failure> {
@@ -127,6 +131,7 @@ impl Serve {
             knobs: Knobs {
                 handshake_flags_mask: self.mask_handshake.unwrap_or(all.handshake_flags_mask),
                 structured_replies: all.structured_replies && !self.no_structured_replies,
+                extended_headers: all.extended_headers && !self.no_extended_headers,
                 ..all
             },
         }

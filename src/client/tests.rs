@@ -11,7 +11,7 @@ use crate::proto::{
     BlockDescriptor, BlockSizes, ClientFlags, CommandFlags, Cookie, Errno, ExportEntry, ExportNameReply,
     Greeting, HandshakeFlags, InfoItem, OptionCode, OptionHeader, OptionReplyType, REPLY_FLAG_DONE, Request,
     STATE_HOLE, STATE_ZERO, TransmissionFlags, append_block_status_chunk, append_option_reply, chunk_header,
-    data_chunk_header, error_offset_chunk, hole_chunk, none_chunk, simple_reply,
+    data_chunk_header, error_offset_chunk, extended_none_chunk, hole_chunk, none_chunk, simple_reply,
 };
 
 /// The server's end: what a test has it say.
@@ -266,6 +266,33 @@ fn block_status_tells_the_extents_of_the_selected_contexts() {
 }
 
 #[test]
+fn a_context_that_is_told_of_twice_breaks_the_protocol() {
+    let (stream, thread) = server(|mut server| {
+        server.begin(true);
+        server.option(OptionCode::SetMetaContext);
+        let context = crate::proto::MetaContext { id: 5, name: "base:allocation" }.encode();
+        server.answer(
+            OptionCode::SetMetaContext,
+            &[(OptionReplyType::MetaContext, context), (OptionReplyType::Ack, vec![])],
+        );
+        server.go();
+        let request = server.request();
+        let mut out = Vec::new();
+        for flags in [0, REPLY_FLAG_DONE] {
+            let extents = [BlockDescriptor { length: 4096, flags: 0 }];
+            append_block_status_chunk(&mut out, flags, request.cookie, 5, &extents);
+        }
+        server.say(&out);
+    });
+    let mut haggling = Haggling::over(stream).unwrap();
+    haggling.set_meta_contexts("x", &["base:allocation"]).unwrap();
+    let error = haggling.go("x").unwrap().block_status(0, 8192, CommandFlags::NONE).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Protocol);
+    assert!(error.to_string().contains("twice"), "{error}");
+    thread.join().unwrap();
+}
+
+#[test]
 fn block_status_without_a_context_is_not_even_asked() {
     let (mut client, thread) = client(true, |_server| {});
     assert_eq!(client.block_status(0, 1, CommandFlags::NONE).unwrap_err().kind(), ErrorKind::Invalid);
@@ -331,7 +358,8 @@ fn a_server_that_breaks_the_handshake_is_left() {
 #[test]
 fn a_server_that_breaks_the_transmission_is_left() {
     type Script = fn(&mut Server, Cookie);
-    let scripts: [(&str, Script); 8] = [
+    let scripts: [(&str, Script); 9] = [
+        ("extended header", |server, cookie| server.say(&extended_none_chunk(cookie, 8))),
         ("no reply", |server, _| server.say(&[0; 20])),
         ("simple reply that does not belong", |server, cookie| server.say(&simple_reply(None, cookie))),
         ("chunk that does not belong", |server, _| server.say(&none_chunk(Cookie(77)))),

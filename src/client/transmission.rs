@@ -21,7 +21,8 @@ pub struct Extent {
     pub offset: u64,
     /// Length in bytes, not 0. The last extent may reach beyond the range that was asked for.
     pub length: u64,
-    /// For `base:allocation`, [`STATE_HOLE`](crate::proto::STATE_HOLE) and [`STATE_ZERO`](crate::proto::STATE_ZERO).
+    /// For `base:allocation`, [`STATE_HOLE`](crate::proto::STATE_HOLE) and [`STATE_ZERO`](crate::proto::STATE_ZERO); for
+    /// `memdev:dirty`, [`DIRTY_WRITTEN`](crate::proto::DIRTY_WRITTEN) and [`DIRTY_ZERO`](crate::proto::DIRTY_ZERO).
     pub flags: u32,
 }
 
@@ -194,6 +195,9 @@ impl Client {
                     }
                     return answer.finish();
                 }
+                ReplyKind::Extended => {
+                    return Err(broken("sends a chunk with an extended header, which was not agreed on"));
+                }
                 ReplyKind::Structured => {
                     let mut header = [0; CHUNK_HEADER_SIZE];
                     header[..4].copy_from_slice(&magic);
@@ -231,6 +235,9 @@ impl Client {
                 if answer.request.command == Command::BlockStatus
                     && self.contexts.iter().any(|known| known.id == context) =>
             {
+                if answer.extents.iter().any(|told| told.context == context) {
+                    return Err(broken("tells of a metadata context twice"));
+                }
                 let mut offset = answer.request.offset;
                 for descriptor in descriptors.iter() {
                     let length = u64::from(descriptor.length);
@@ -239,7 +246,10 @@ impl Client {
                         offset.checked_add(length).ok_or_else(|| broken("tells of extents without end"))?;
                 }
             }
-            Chunk::OffsetData { .. } | Chunk::BlockStatus { .. } | Chunk::Other(..) => {
+            Chunk::OffsetData { .. }
+            | Chunk::BlockStatus { .. }
+            | Chunk::BlockStatusExt { .. }
+            | Chunk::Other(..) => {
                 return Err(broken(format!("sends a chunk that was not asked for (type {})", header.kind)));
             }
         }

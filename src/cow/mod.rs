@@ -15,7 +15,7 @@ pub use incoming::{Fragment, Incoming};
 
 use crate::base::Image;
 use crate::error::ErrorKind;
-use crate::overlay::{BlockSize, Content, Magazine, Outcome, Overlay};
+use crate::overlay::{BlockSize, Content, Magazine, Outcome, Overlay, State};
 use crate::sys::SlotRun;
 use std::ops::Range;
 use std::sync::Arc;
@@ -64,6 +64,8 @@ pub struct Extent {
     pub len: u64,
     /// Whether it is a hole that reads as zeroes; else it is data.
     pub hole: bool,
+    /// Whether it is the overlay's, which was written to; else it is the base's.
+    pub dirty: bool,
 }
 
 /// One private, writable block device.
@@ -317,47 +319,35 @@ impl Device {
         }
     }
 
-    /// Calls `see` for the maximal extents that make up `range`, in order, until it says false.
+    /// Calls `see` for extents that make up `range`, in order, until it says false. Neighbours may be of one kind. What
+    /// the overlay knows nothing of costs no time, however long it is, but for the base's own runs in it.
     pub fn extents(&self, range: Range<u64>, mut see: impl FnMut(Extent) -> bool) {
-        let mut last: Option<Extent> = None;
-        let mut going = true;
-        let mut add = |len: u64, hole: bool| {
-            match &mut last {
-                Some(extent) if extent.hole == hole => extent.len += len,
-                _ => {
-                    let next = Some(Extent { len, hole });
-                    if let Some(extent) = std::mem::replace(&mut last, next) {
-                        going = going && see(extent);
-                    }
+        self.overlay.for_states(self.blocks(&range), |blocks, state| {
+            let bytes = self.bytes(&blocks, &range);
+            let len = bytes.end - bytes.start;
+            match state {
+                State::Unallocated => {
+                    let mut runs = self.image.extents().runs(bytes);
+                    runs.all(|run| see(Extent { len: run.len, hole: !run.data, dirty: false }))
                 }
+                State::Zero => see(Extent { len, hole: true, dirty: true }),
+                State::Allocated => see(Extent { len, hole: false, dirty: true }),
             }
-            going
-        };
-        // Leaf by leaf, so that a caller who has enough is not kept for the rest.
-        let step = 512 * self.block_size().bytes();
-        let mut at = range.start;
-        let mut wanted = true;
-        while wanted && at < range.end {
-            let part = at..((at / step + 1) * step).min(range.end);
-            at = part.end;
-            self.overlay.for_runs(self.blocks(&part), |blocks, content| {
-                let bytes = self.bytes(&blocks, &part);
-                wanted = match content {
-                    Content::Unallocated => {
-                        let mut wanted = true;
-                        for run in self.image.extents().runs(bytes) {
-                            wanted = add(run.len, !run.data);
-                        }
-                        wanted
-                    }
-                    Content::Zero => add(bytes.end - bytes.start, true),
-                    Content::Allocated(_) => add(bytes.end - bytes.start, false),
-                };
-            });
-        }
-        if wanted && let Some(extent) = last {
-            see(extent);
-        }
+        });
+    }
+
+    /// Bytes at the start of `range` that read as zeroes without a look at data, or fewer: it does not look far where
+    /// much was written.
+    #[must_use]
+    pub fn leading_hole(&self, range: Range<u64>) -> u64 {
+        const MOST_LOOKS: usize = 64;
+        let (mut hole, mut looks) = (0, 0);
+        self.extents(range, |extent| {
+            hole += if extent.hole { extent.len } else { 0 };
+            looks += 1;
+            extent.hole && looks < MOST_LOOKS
+        });
+        hole
     }
 }
 

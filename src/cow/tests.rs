@@ -46,10 +46,14 @@ impl Fixture {
         out
     }
 
-    fn extents(&self, range: Range<u64>) -> Vec<(u64, bool)> {
-        let mut all = Vec::new();
-        self.device.extents(range, |extent| {
-            all.push((extent.len, extent.hole));
+    /// Length and kind (hole, dirty) of what makes up `range`; neighbours of one kind are merged.
+    fn extents(&self, range: Range<u64>) -> Vec<(u64, bool, bool)> {
+        let mut all: Vec<(u64, bool, bool)> = Vec::new();
+        self.device.extents(range, |Extent { len, hole, dirty }| {
+            match all.last_mut() {
+                Some(last) if (last.1, last.2) == (hole, dirty) => last.0 += len,
+                _ => all.push((len, hole, dirty)),
+            }
             true
         });
         all
@@ -134,9 +138,11 @@ proptest! {
             prop_assert!(fixture.read(0..SIZE as u64) == model);
         }
         let mut at = 0;
-        for (len, hole) in fixture.extents(0..SIZE as u64) {
-            let bytes = &model[at..at + clamp(len)];
-            prop_assert!(!hole || bytes.iter().all(|&byte| byte == 0));
+        let base = pattern(SIZE);
+        for (len, hole, dirty) in fixture.extents(0..SIZE as u64) {
+            let here = at..at + clamp(len);
+            prop_assert!(!hole || model[here.clone()].iter().all(|&byte| byte == 0));
+            prop_assert!(dirty || model[here.clone()] == base[here]);
             at += clamp(len);
         }
         prop_assert_eq!(at, SIZE);
@@ -148,8 +154,18 @@ fn holes_of_the_base_and_zeroes_of_the_overlay_are_holes() {
     let mut fixture = fixture(&pattern(64 * 4096), 1 << 30);
     fixture.device.write_zeroes(4096..3 * 4096, false, &mut fixture.magazine).unwrap();
     fixture.device.write(5 * 4096, &[1; 4096], &mut fixture.magazine).unwrap();
-    assert_eq!(fixture.extents(0..8 * 4096), [(4096, false), (2 * 4096, true), (5 * 4096, false)]);
-    assert_eq!(fixture.extents(4096 + 7..4096 + 9), [(2, true)]);
+    let block = |count: u64, hole, dirty| (count * 4096, hole, dirty);
+    assert_eq!(
+        fixture.extents(0..8 * 4096),
+        [
+            block(1, false, false),
+            block(2, true, true),
+            block(2, false, false),
+            block(1, false, true),
+            block(2, false, false)
+        ]
+    );
+    assert_eq!(fixture.extents(4096 + 7..4096 + 9), [(2, true, true)]);
 }
 
 #[test]
@@ -178,6 +194,21 @@ fn zeroing_what_is_zero_costs_nothing() {
     device.trim(&(0..1 << 40), &mut magazine);
     device.write_zeroes(5..(1 << 40) - 5, false, &mut magazine).unwrap();
     assert_eq!((device.overlay().budget().map(), device.overlay().budget().data()), (0, 0));
+
+    // A look at all of it is a look at what was written: three blocks, and the stretches between them.
+    for at in [0, 1 << 39, (1 << 40) - 4096] {
+        device.write(at, &[1; 4096], &mut magazine).unwrap();
+    }
+    let mut seen = Vec::new();
+    device.extents(0..1 << 40, |extent| {
+        seen.push((extent.len, extent.dirty));
+        true
+    });
+    let clean: Vec<_> = seen.iter().filter(|(_, dirty)| !dirty).map(|(len, _)| *len).collect();
+    assert!(seen.len() < 10, "{seen:?}");
+    assert_eq!(clean.iter().sum::<u64>(), (1 << 40) - 3 * 4096);
+    assert_eq!(device.leading_hole(0..1 << 40), 0);
+    assert_eq!(device.leading_hole(4096..1 << 40), (1 << 39) - 4096);
 }
 
 #[test]
@@ -186,7 +217,7 @@ fn allocated_zeroes_take_memory_and_later_writes_succeed() {
     fixture.device.write_zeroes(0..4 * 4096, true, &mut fixture.magazine).unwrap();
     assert!(fixture.device.write(4 * 4096, &[1; 4096], &mut fixture.magazine).is_err());
     fixture.device.write(0, &[1; 4 * 4096], &mut fixture.magazine).unwrap();
-    assert_eq!(fixture.extents(0..4096), [(4096, false)]);
+    assert_eq!(fixture.extents(0..4096), [(4096, false, true)]);
 }
 
 #[test]

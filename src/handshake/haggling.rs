@@ -2,28 +2,25 @@
 //! start over (an upgrade to TLS) is to replace it.
 
 use super::machine::{Handshake, Outcome};
-use super::{CloseReason, Environment, ExportInfo, Negotiated, Refusal, TlsPolicy};
+use super::{CloseReason, ContextSet, Environment, ExportInfo, KnownContext, Negotiated, Refusal, TlsPolicy};
 use crate::proto::{
     self, ClientFlags, ExportEntry, ExportNameReply, InfoItem, InfoPayload, InfoType, MetaContext,
     MetaContextPayload, OptionCode, OptionReplyType, TransmissionFlags,
 };
-
-/// The metadata contexts that can be selected, with their numbers.
-const CONTEXTS: [MetaContext<'static>; 1] =
-    [MetaContext { id: proto::META_CONTEXT_BASE_ALLOCATION, name: proto::META_NAME_BASE_ALLOCATION }];
 
 /// What options changed so far.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Negotiation {
     structured_replies: bool,
     contexts: Option<Selection>,
+    extended_headers: bool,
 }
 
 /// The metadata contexts selected, which count only for the export name they were selected with.
 #[derive(Clone, Debug)]
 struct Selection {
     export_name: String,
-    base_allocation: bool,
+    contexts: ContextSet,
 }
 
 impl Negotiation {
@@ -31,23 +28,33 @@ impl Negotiation {
         self.contexts = None;
     }
 
+    /// What the transmission phase gets to know, if it begins now with this name.
     fn conclude(&self, export_name: &str) -> Negotiated {
         let selection = self.contexts.as_ref().filter(|selection| selection.export_name == export_name);
         Negotiated {
             export_name: export_name.to_owned(),
-            structured_replies: self.structured_replies,
-            base_allocation: selection.is_some_and(|selection| selection.base_allocation),
+            structured_replies: self.has_chunks(),
+            extended_headers: self.extended_headers,
+            contexts: selection.map(|selection| selection.contexts).unwrap_or_default(),
         }
     }
 
-    /// The flags of an export as they are with what was negotiated.
-    fn final_flags(&self, flags: TransmissionFlags) -> TransmissionFlags {
-        let flags = flags.union(TransmissionFlags::HAS_FLAGS);
-        if self.structured_replies {
-            flags.union(TransmissionFlags::SEND_DF)
-        } else {
-            flags.without(TransmissionFlags::SEND_DF)
-        }
+    /// Whether replies come in chunks, of either kind: extended headers take the place of structured replies.
+    fn has_chunks(&self) -> bool {
+        self.structured_replies || self.extended_headers
+    }
+
+    /// The flags of export `name` as they are with what was negotiated.
+    fn final_flags(&self, flags: TransmissionFlags, name: &str) -> TransmissionFlags {
+        use TransmissionFlags as Flags;
+        let Negotiated { structured_replies, extended_headers, contexts, .. } = self.conclude(name);
+        let conditional = [
+            (Flags::SEND_DF, structured_replies),
+            (Flags::BLOCK_STATUS_PAYLOAD, extended_headers && !contexts.is_empty()),
+        ];
+        conditional.into_iter().fold(flags.union(Flags::HAS_FLAGS), |flags, (flag, holds)| {
+            if holds { flags.union(flag) } else { flags.without(flag) }
+        })
     }
 }
 
@@ -112,11 +119,10 @@ impl Handshake {
             OptionCode::Info => self.info(env, payload, &mut replies),
             OptionCode::Go => return self.go(env, payload, &mut replies),
             OptionCode::StructuredReply => self.structured_reply(payload, &mut replies),
+            OptionCode::ExtendedHeaders => self.extended_headers(payload, &mut replies),
             OptionCode::ListMetaContext => self.list_meta_context(env, payload, &mut replies),
             OptionCode::SetMetaContext => self.set_meta_context(env, payload, &mut replies),
-            OptionCode::PeekExport | OptionCode::ExtendedHeaders | OptionCode::Other(_) => {
-                unsupported(&mut replies)
-            }
+            OptionCode::PeekExport | OptionCode::Other(_) => unsupported(&mut replies),
         }
         Outcome::Continue
     }
@@ -130,19 +136,18 @@ impl Handshake {
                 return Outcome::Close(CloseReason::Aborted);
             }
             _ if self.shutting_down => replies.refuse(&Refusal::Shutdown),
+            OptionCode::ExtendedHeaders if !self.offers_extended_headers() => unsupported(&mut replies),
             OptionCode::ExportName
             | OptionCode::List
             | OptionCode::Info
             | OptionCode::Go
             | OptionCode::StructuredReply
+            | OptionCode::ExtendedHeaders
             | OptionCode::ListMetaContext
             | OptionCode::SetMetaContext => {
                 replies.error(OptionReplyType::ErrTooBig, "option data is too long")
             }
-            OptionCode::StartTls
-            | OptionCode::PeekExport
-            | OptionCode::ExtendedHeaders
-            | OptionCode::Other(_) => unsupported(&mut replies),
+            OptionCode::StartTls | OptionCode::PeekExport | OptionCode::Other(_) => unsupported(&mut replies),
         }
         Outcome::Continue
     }
@@ -157,6 +162,9 @@ impl Handshake {
             Ok(name) => name,
             Err(why) => return Outcome::Close(CloseReason::MalformedExportName(why)),
         };
+        if self.negotiation.extended_headers {
+            return Outcome::Close(CloseReason::ExportNameWithExtendedHeaders);
+        }
         match self.open(env, name) {
             Ok((info, export)) => {
                 let padded = !self.client.contains(ClientFlags::NO_ZEROES);
@@ -174,7 +182,7 @@ impl Handshake {
         };
         match env.describe(asked.name) {
             Ok(mut info) => {
-                info.flags = self.negotiation.final_flags(info.flags);
+                info.flags = self.negotiation.final_flags(info.flags, asked.name);
                 describe(&info, &asked, replies);
             }
             Err(refusal) => replies.refuse(&refusal),
@@ -211,7 +219,7 @@ impl Handshake {
             return Err(Refusal::Shutdown);
         }
         let (mut info, export) = env.open(name)?;
-        info.flags = self.negotiation.final_flags(info.flags);
+        info.flags = self.negotiation.final_flags(info.flags, name);
         Ok((info, export))
     }
 
@@ -222,16 +230,36 @@ impl Handshake {
         if !payload.is_empty() {
             return replies.invalid(NO_DATA);
         }
+        if self.negotiation.extended_headers {
+            let message = "extended headers, which were agreed on, take the place of structured replies";
+            return replies.error(OptionReplyType::ErrExtHeaderReqd, message);
+        }
         self.negotiation.structured_replies = true;
+        replies.ack();
+    }
+
+    fn offers_extended_headers(&self) -> bool {
+        self.knobs.extended_headers && self.knobs.structured_replies
+    }
+
+    fn extended_headers(&mut self, payload: &[u8], replies: &mut Replies<'_>) {
+        if !self.offers_extended_headers() {
+            return unsupported(replies);
+        }
+        if !payload.is_empty() {
+            return replies.invalid(NO_DATA);
+        }
+        self.negotiation.extended_headers = true;
         replies.ack();
     }
 
     fn list_meta_context<V: Environment>(&mut self, env: &V, payload: &[u8], replies: &mut Replies<'_>) {
         let Some(asked) = self.meta_context(env, payload, replies) else { return };
-        for context in CONTEXTS {
-            if asked.is_empty() || asked.queries().any(|query| lists(query, context.name)) {
+        for context in KnownContext::ALL {
+            if asked.is_empty() || asked.queries().any(|query| context.is_listed_by(query)) {
                 // The number is reserved in this reply.
-                replies.item(OptionReplyType::MetaContext, &MetaContext { id: 0, ..context }.encode());
+                let listed = MetaContext { id: 0, ..context.on_the_wire() };
+                replies.item(OptionReplyType::MetaContext, &listed.encode());
             }
         }
         replies.ack();
@@ -240,14 +268,13 @@ impl Handshake {
     fn set_meta_context<V: Environment>(&mut self, env: &V, payload: &[u8], replies: &mut Replies<'_>) {
         // Contexts selected before were forgotten when this option's header came.
         let Some(asked) = self.meta_context(env, payload, replies) else { return };
-        let mut selection = Selection { export_name: asked.export_name.to_owned(), base_allocation: false };
-        for context in CONTEXTS {
-            if asked.queries().any(|query| query == context.name) {
-                selection.base_allocation |= context.id == proto::META_CONTEXT_BASE_ALLOCATION;
-                replies.item(OptionReplyType::MetaContext, &context.encode());
-            }
+        let wanted =
+            |context: &KnownContext| asked.queries().any(|query| query == context.on_the_wire().name);
+        let contexts: ContextSet = KnownContext::ALL.into_iter().filter(wanted).collect();
+        for context in contexts.iter() {
+            replies.item(OptionReplyType::MetaContext, &context.on_the_wire().encode());
         }
-        self.negotiation.contexts = Some(selection);
+        self.negotiation.contexts = Some(Selection { export_name: asked.export_name.to_owned(), contexts });
         replies.ack();
     }
 
@@ -258,8 +285,8 @@ impl Handshake {
         payload: &'p [u8],
         replies: &mut Replies<'_>,
     ) -> Option<MetaContextPayload<'p>> {
-        if !self.negotiation.structured_replies {
-            replies.invalid("structured replies must be negotiated first");
+        if !self.negotiation.has_chunks() {
+            replies.invalid("structured replies or extended headers must be negotiated first");
             return None;
         }
         let asked =
@@ -298,10 +325,4 @@ fn describe(info: &ExportInfo, asked: &InfoPayload<'_>, replies: &mut Replies<'_
     }
     item(InfoItem::BlockSize(info.block_sizes));
     replies.ack();
-}
-
-/// Whether a list query finds a context: by its name, or by its namespace alone.
-fn lists(query: &str, context: &str) -> bool {
-    query == context
-        || query.strip_suffix(':').is_some_and(|namespace| context.split(':').next() == Some(namespace))
 }

@@ -15,12 +15,14 @@
 //!
 //! It uses [`crate::proto`] and nothing else of this crate.
 
+mod contexts;
 mod haggling;
 mod machine;
 #[cfg(test)]
 mod tests;
 
 pub use crate::proto::BlockSizes;
+pub use contexts::{ContextSet, KnownContext};
 pub use machine::Handshake;
 
 use crate::proto::{BadMagic, ClientFlags, Malformed, OptionCode, TransmissionFlags};
@@ -44,7 +46,8 @@ pub struct ExportInfo {
     pub description: String,
     /// Size in bytes.
     pub size: u64,
-    /// What the export can do. `SEND_DF` is added here when structured replies are negotiated, and taken away otherwise.
+    /// What the export can do. `SEND_DF` and `BLOCK_STATUS_PAYLOAD` are added here when what they need is negotiated, and
+    /// taken away otherwise.
     pub flags: TransmissionFlags,
     /// The size constraints advertised.
     pub block_sizes: BlockSizes,
@@ -87,16 +90,17 @@ pub trait Environment {
     fn open(&self, name: &str) -> Result<(ExportInfo, Self::Export), Refusal>;
 }
 
-/// What was agreed on. Made once, then immutable.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What was agreed on. Made once, then immutable. The default is what holds for a client that asked for nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Negotiated {
     /// The name by which the client asked for its export.
     pub export_name: String,
-    /// Reads are answered by structured replies, everything else may be.
+    /// Reads are answered by reply chunks, structured or extended; everything else may be.
     pub structured_replies: bool,
-    /// Block status may be asked for; its context's number is
-    /// [`META_CONTEXT_BASE_ALLOCATION`](crate::proto::META_CONTEXT_BASE_ALLOCATION).
-    pub base_allocation: bool,
+    /// All headers are extended, in requests and in replies; never without `structured_replies`.
+    pub extended_headers: bool,
+    /// The metadata contexts that block status tells of. Without any it may not be asked for.
+    pub contexts: ContextSet,
 }
 
 /// What the server does about `OPT_STARTTLS`, and before it.
@@ -112,16 +116,23 @@ pub enum TlsPolicy {
 pub struct Knobs {
     /// Handshake flags that may be offered; all others are withheld.
     pub handshake_flags_mask: u16,
-    /// Whether structured replies, and with them metadata contexts, may be negotiated.
+    /// Whether structured replies, and with them extended headers and metadata contexts, may be negotiated.
     pub structured_replies: bool,
     /// What to do about TLS.
     pub tls: TlsPolicy,
+    /// Whether extended headers may be negotiated.
+    pub extended_headers: bool,
 }
 
 impl Default for Knobs {
     /// Everything that is supported.
     fn default() -> Self {
-        Self { handshake_flags_mask: u16::MAX, structured_replies: true, tls: TlsPolicy::Off }
+        Self {
+            handshake_flags_mask: u16::MAX,
+            structured_replies: true,
+            tls: TlsPolicy::Off,
+            extended_headers: true,
+        }
     }
 }
 
@@ -166,6 +177,9 @@ pub enum CloseReason {
         /// Why it cannot have it.
         refusal: Refusal,
     },
+    /// `OPT_EXPORT_NAME` after extended headers were agreed on, which the specification forbids.
+    #[error("Client asked for an export by EXPORT_NAME after it agreed on extended headers")]
+    ExportNameWithExtendedHeaders,
     /// `OPT_EXPORT_NAME` with something that is no name.
     #[error("Malformed export name: {0}")]
     MalformedExportName(Malformed),

@@ -92,6 +92,28 @@ impl Leaf {
         }
     }
 
+    /// Calls `see` for the runs of blocks and their states that make up `blocks` of the device, in order, until it says
+    /// false; says so, too. `first` is the leaf's first block.
+    pub(super) fn for_states(
+        &self,
+        blocks: Range<u64>,
+        first: u64,
+        mut see: impl FnMut(Range<u64>, State) -> bool,
+    ) -> bool {
+        #[allow(clippy::cast_possible_truncation, reason = "within a leaf everything is at most 512")]
+        let within = (blocks.start - first) as usize..(blocks.end - first) as usize;
+        let mut going = true;
+        self.for_runs(within, |run, content| {
+            let state = match content {
+                Content::Unallocated => State::Unallocated,
+                Content::Zero => State::Zero,
+                Content::Allocated(_) => State::Allocated,
+            };
+            going = going && see(first + run.start as u64..first + run.end as u64, state);
+        });
+        going
+    }
+
     fn next_present(&self, from: usize) -> usize {
         // Acquire: whoever sees the bit sees the block.
         first_one(from, |word| self.present[word].load(Ordering::Acquire))

@@ -181,16 +181,46 @@ impl Overlay {
         }
     }
 
+    /// Calls `see` for runs of blocks and their state that make up `blocks`, in order, until it says false. A stretch
+    /// without leaves is one run, so the time that it takes follows from what was written, not from the device's size.
+    pub fn for_states(&self, blocks: Range<u64>, mut see: impl FnMut(Range<u64>, State) -> bool) {
+        // Leaves that are looked at before writers, who may want to add one, have their turn.
+        const AT_ONCE: usize = 256;
+        let size = LEAF_BLOCKS as u64;
+        let mut at = blocks.start;
+        while at < blocks.end {
+            let tree = self.read_tree();
+            let mut nodes = tree.range(leaf_of(at)..leaf_of(blocks.end - 1) + 1);
+            for (&index, node) in nodes.by_ref().take(AT_ONCE) {
+                if index * size > at && !see(at..index * size, State::Unallocated) {
+                    return;
+                }
+                let here = at.max(index * size)..blocks.end.min((index + 1) * size);
+                at = here.end;
+                let going = match node {
+                    None => see(here, State::Zero),
+                    Some(leaf) => leaf.for_states(here, index * size, &mut see),
+                };
+                if !going {
+                    return;
+                }
+            }
+            if nodes.next().is_none() {
+                if at < blocks.end {
+                    see(at..blocks.end, State::Unallocated);
+                }
+                return;
+            }
+        }
+    }
+
     /// The state of one block.
     #[must_use]
     pub fn state(&self, block: u64) -> State {
         let mut state = State::Unallocated;
-        self.for_runs(block..block + 1, |_, content| {
-            state = match content {
-                Content::Unallocated => State::Unallocated,
-                Content::Zero => State::Zero,
-                Content::Allocated(_) => State::Allocated,
-            }
+        self.for_states(block..block + 1, |_, found| {
+            state = found;
+            false
         });
         state
     }

@@ -55,6 +55,58 @@ fn what_is_written_is_read_and_neighbours_are_the_base() {
 }
 
 #[test]
+fn states_are_those_of_the_blocks_and_stretches_without_leaves_are_one_run() {
+    const LEAF: u64 = LEAF_BLOCKS as u64;
+    let blocks = 1000 * LEAF + 5;
+    let (overlay, mut magazine) = overlay(blocks, 1 << 30);
+    // More leaves in a row than are looked at at once: written ones, all zero ones, and gaps.
+    for leaf in (0..600).filter(|leaf| leaf % 7 != 0) {
+        if leaf % 2 == 0 {
+            overlay.set_zero(leaf * LEAF..(leaf + 1) * LEAF, &mut magazine).unwrap();
+        } else {
+            overlay.write(leaf * LEAF + leaf % LEAF, &[7; 4096], &mut magazine).unwrap();
+        }
+    }
+    overlay.set_zero(blocks - 1..blocks, &mut magazine).unwrap();
+    let states = |range: Range<u64>| {
+        let mut runs = Vec::new();
+        overlay.for_states(range, |run, state| {
+            runs.push((run, state));
+            true
+        });
+        runs
+    };
+    let ranges =
+        [0..blocks, 1..1, 700..701, 3 * LEAF + 3..599 * LEAF, 600 * LEAF..900 * LEAF, blocks - 2..blocks];
+    for range in ranges {
+        let mut at = range.start;
+        for (run, state) in states(range.clone()) {
+            assert_eq!(run.start, at);
+            for block in run.clone().step_by(97).chain([run.end - 1]) {
+                assert_eq!(overlay.state(block), state, "block {block}");
+            }
+            at = run.end;
+        }
+        assert_eq!(at, range.end);
+    }
+    assert_eq!(
+        states(600 * LEAF - 1..blocks),
+        [
+            (600 * LEAF - 1..600 * LEAF, State::Unallocated),
+            (600 * LEAF..1000 * LEAF, State::Unallocated),
+            (1000 * LEAF..blocks - 1, State::Unallocated),
+            (blocks - 1..blocks, State::Zero)
+        ]
+    );
+    let mut looks = 0;
+    overlay.for_states(0..blocks, |_, _| {
+        looks += 1;
+        looks < 4
+    });
+    assert_eq!(looks, 4);
+}
+
+#[test]
 fn part_of_a_block_is_merged_with_what_was_there() {
     let (overlay, mut magazine) = overlay(10, 1 << 30);
     overlay.write_part(1, 100, &[1; 50], &mut magazine, base).unwrap();

@@ -43,12 +43,20 @@ pub const MAX_BLOCK_DESCRIPTORS: usize = 1 << 20;
 pub const META_NAMESPACE_BASE: &str = "base:";
 /// The one metadata context that the specification defines.
 pub const META_NAME_BASE_ALLOCATION: &str = "base:allocation";
+/// The metadata context of memdev's own: what the session wrote.
+pub const META_NAME_MEMDEV_DIRTY: &str = "memdev:dirty";
 /// The number by which block status names `base:allocation` here; the specification leaves it to the server.
 pub const META_CONTEXT_BASE_ALLOCATION: u32 = 1;
+/// The number by which block status names `memdev:dirty`.
+pub const META_CONTEXT_MEMDEV_DIRTY: u32 = 2;
 /// `base:allocation`, bit 0: nothing is allocated behind this extent.
 pub const STATE_HOLE: u32 = 1 << 0;
 /// `base:allocation`, bit 1: this extent reads as zeroes.
 pub const STATE_ZERO: u32 = 1 << 1;
+/// `memdev:dirty`, bit 0: the session wrote these blocks; they are no longer the base image's.
+pub const DIRTY_WRITTEN: u32 = 1 << 0;
+/// `memdev:dirty`, bit 1, only beside bit 0: what it wrote reads as zeroes, and takes no memory.
+pub const DIRTY_ZERO: u32 = 1 << 1;
 
 // Handshake flags (16 bits, server to client).
 

@@ -12,6 +12,7 @@
 //! It uses nothing else of this crate.
 
 mod constants;
+mod extended;
 mod fields;
 mod greeting;
 mod option;
@@ -19,6 +20,12 @@ mod reply;
 mod request;
 
 pub use constants::*;
+pub use extended::{
+    EXTENDED_CHUNK_HEADER_SIZE, EXTENDED_DATA_CHUNK_HEADER_SIZE, EXTENDED_HOLE_CHUNK_SIZE,
+    ExtendedBlockDescriptor, ExtendedBlockDescriptors, ExtendedChunkHeader, ExtendedRequest, StatusPayload,
+    append_extended_block_status_chunk, extended_chunk_header, extended_data_chunk_header,
+    extended_error_chunk, extended_hole_chunk, extended_none_chunk,
+};
 pub(crate) use fields::clip;
 pub use fields::{Malformed, parse_string};
 pub use greeting::{ClientFlags, ExportNameReply, Greeting, HandshakeFlags, TransmissionFlags};

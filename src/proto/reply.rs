@@ -10,10 +10,13 @@
 //!      error offset    |   error 4 | message length 2 | message | offset 8
 //! ```
 //!
+//! Chunks with extended headers are in [`super::extended`]; their payloads are parsed here, too.
+//!
 //! What goes before data that is sent from elsewhere is built into an array of its size, so that the hot path allocates
 //! nothing.
 
 use super::constants::*;
+use super::extended::{EXTENDED_CHUNK_HEADER_SIZE, ExtendedBlockDescriptors};
 use super::fields::{Fields, Malformed, clip, field, length_u32, parse_string, put};
 use super::request::{BadMagic, Cookie};
 
@@ -181,14 +184,19 @@ pub fn error_offset_chunk(flags: u16, cookie: Cookie, error: Errno, message: &st
 
 fn error_payload(flags: u16, kind: u16, cookie: Cookie, error: Errno, message: &str, tail: &[u8]) -> Vec<u8> {
     let message = clip(message);
-    let message_length = u16::try_from(message.len()).expect("a clipped string is at most 4096 bytes");
-    let length = 6 + u32::from(message_length) + length_u32(tail.len());
+    let length = length_u32(6 + message.len() + tail.len());
     let mut out = chunk_header(flags, kind, cookie, length).to_vec();
+    append_error(&mut out, error, message);
+    out.extend_from_slice(tail);
+    out
+}
+
+/// Appends what every error chunk's payload begins with; `message` must be clipped.
+pub(super) fn append_error(out: &mut Vec<u8>, error: Errno, message: &str) {
+    let message_length = u16::try_from(message.len()).expect("a clipped string is at most 4096 bytes");
     out.extend_from_slice(&error.to_wire().to_be_bytes());
     out.extend_from_slice(&message_length.to_be_bytes());
     out.extend_from_slice(message.as_bytes());
-    out.extend_from_slice(tail);
-    out
 }
 
 /// Which kind of reply begins with these four bytes: what a client must know to tell how much header to read.
@@ -198,6 +206,8 @@ pub enum ReplyKind {
     Simple,
     /// [`CHUNK_HEADER_SIZE`] bytes of header.
     Structured,
+    /// [`EXTENDED_CHUNK_HEADER_SIZE`] bytes of header.
+    Extended,
 }
 
 impl ReplyKind {
@@ -209,6 +219,7 @@ impl ReplyKind {
         match u32::from_be_bytes(magic) {
             SIMPLE_REPLY_MAGIC => Ok(Self::Simple),
             STRUCTURED_REPLY_MAGIC => Ok(Self::Structured),
+            EXTENDED_REPLY_MAGIC => Ok(Self::Extended),
             found => Err(BadMagic { found: u64::from(found) }),
         }
     }
@@ -219,6 +230,7 @@ impl ReplyKind {
         match self {
             Self::Simple => SIMPLE_REPLY_SIZE,
             Self::Structured => CHUNK_HEADER_SIZE,
+            Self::Extended => EXTENDED_CHUNK_HEADER_SIZE,
         }
     }
 }
@@ -289,7 +301,7 @@ impl ChunkHeader {
     }
 }
 
-/// The payload of a structured reply chunk, as a client reads it.
+/// The payload of a structured or extended reply chunk, as a client reads it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Chunk<'a> {
     /// Nothing.
@@ -314,6 +326,13 @@ pub enum Chunk<'a> {
         context: u32,
         /// The extents, one at least.
         descriptors: BlockDescriptors<'a>,
+    },
+    /// Extents of one metadata context, with 64-bit lengths; only in extended chunks.
+    BlockStatusExt {
+        /// The number that the context got in the handshake.
+        context: u32,
+        /// The extents, one at least.
+        descriptors: ExtendedBlockDescriptors<'a>,
     },
     /// A failure, of any error chunk type.
     Error {
@@ -352,6 +371,11 @@ impl<'a> Chunk<'a> {
             REPLY_TYPE_BLOCK_STATUS => {
                 let context = fields.u32()?;
                 Ok(Self::BlockStatus { context, descriptors: BlockDescriptors::parse(fields.rest())? })
+            }
+            REPLY_TYPE_BLOCK_STATUS_EXT => {
+                let (context, count) = (fields.u32()?, fields.u32()?);
+                let descriptors = ExtendedBlockDescriptors::parse(count, fields.rest())?;
+                Ok(Self::BlockStatusExt { context, descriptors })
             }
             kind if kind & REPLY_TYPE_FLAG_ERROR != 0 => {
                 let error = fields.u32()?;

@@ -143,9 +143,11 @@ fn a_long_message_is_clipped() {
 
 #[test]
 fn unknown_types_survive_and_kinds_are_told_by_their_magic() {
-    assert_eq!(Chunk::parse(6, b"ext"), Ok(Chunk::Other(REPLY_TYPE_BLOCK_STATUS_EXT, b"ext")));
+    assert_eq!(Chunk::parse(7, b"new"), Ok(Chunk::Other(7, b"new")));
     assert_eq!(ReplyKind::parse(*b"\x67\x44\x66\x98"), Ok(ReplyKind::Simple));
     let structured = ReplyKind::parse(*b"\x66\x8e\x33\xef").unwrap();
     assert_eq!((structured, structured.header_size()), (ReplyKind::Structured, 20));
+    let extended = ReplyKind::parse(*b"\x6e\x8a\x27\x8c").unwrap();
+    assert_eq!((extended, extended.header_size()), (ReplyKind::Extended, 32));
     assert!(ReplyKind::parse(*b"\x96\x74\x46\x68").is_err());
 }

@@ -3,15 +3,13 @@
 //! A read first makes sure that it will not wait for a disk, and that the base still has what it is about to promise:
 //! a file that was truncated is found out here, where an error can still be replied, and not in the middle of a reply.
 
+use super::reply::Asked;
 use super::validate::Action;
-use super::{Aside, Context, Job, Output, Transmission};
+use super::{Aside, Context, Job, Output, Transmission, status};
 use crate::cow::{Device, Fragment, Piece};
 use crate::error::ErrorKind;
 use crate::overlay::Outcome;
-use crate::proto::{
-    BlockDescriptor, Cookie, META_CONTEXT_BASE_ALLOCATION, REPLY_FLAG_DONE, STATE_HOLE, STATE_ZERO,
-    append_block_status_chunk, data_chunk_header, hole_chunk, none_chunk, simple_reply,
-};
+use crate::proto::REPLY_FLAG_DONE;
 use std::ops::Range;
 
 /// Bytes of a read that are queued before others have a turn.
@@ -20,13 +18,13 @@ const READ_SLICE: u64 = 1 << 20;
 const ZERO_SLICE: u64 = 128 << 20;
 /// Bytes that are zeroed and given memory before others have a turn.
 const ALLOCATE_SLICE: u64 = 4 << 20;
-/// Extents in one reply; a client that wants more asks again.
-const MOST_EXTENTS: usize = 1024;
+/// Bytes of which one look tells whether they are in memory, before others have a turn.
+const CACHE_SLICE: u64 = 128 << 20;
 
 impl Transmission {
     pub(super) fn act(
         &mut self,
-        cookie: Cookie,
+        asked: Asked,
         action: Action,
         base_length: &mut Option<u64>,
         cx: &mut Context<'_>,
@@ -34,23 +32,22 @@ impl Transmission {
         let device = self.attachment.session().device();
         match action {
             Action::Read { range, dont_fragment } => match device.read_needs(&range) {
-                Some(cold) => self.set_aside(cold, Aside::Read { cookie, range, dont_fragment }, cx),
-                None => self.begin_read(cookie, range, dont_fragment, base_length, cx),
+                Some(cold) => self.set_aside(cold, Aside::Read { asked, range, dont_fragment }, cx),
+                None => self.begin_read(asked, range, dont_fragment, base_length, cx),
             },
             // The caller has its payload, and takes it up itself.
-            Action::Write { .. } => self.refuse(cookie, ErrorKind::Invalid.into(), cx.output),
+            Action::Write { .. } | Action::ChosenStatus { .. } => {
+                asked.fail(ErrorKind::Invalid.into(), cx.output)
+            }
             // What is acknowledged is visible to all at once, and there is nothing below to be flushed to.
-            Action::Flush => self.conclude(cookie, Ok(()), cx.output),
-            Action::Trim { range } => self.job = Some(Job::Trim { cookie, left: range }),
+            Action::Flush => conclude(asked, Ok(()), cx.output),
+            Action::Trim { range } => self.job = Some(Job::Trim { asked, left: range }),
             Action::WriteZeroes { range, allocate } => match device.write_needs(&range) {
-                Some(cold) => self.set_aside(cold, Aside::WriteZeroes { cookie, range, allocate }, cx),
-                None => self.job = Some(Job::WriteZeroes { cookie, left: range, allocate }),
+                Some(cold) => self.set_aside(cold, Aside::WriteZeroes { asked, range, allocate }, cx),
+                None => self.job = Some(Job::WriteZeroes { asked, left: range, allocate }),
             },
-            Action::Cache { range } => match device.read_needs(&range) {
-                Some(cold) => self.set_aside(cold, Aside::Cache { cookie }, cx),
-                None => self.conclude(cookie, Ok(()), cx.output),
-            },
-            Action::BlockStatus { range, one } => block_status(device, cookie, range, one, cx.output),
+            Action::Cache { range } => self.job = Some(Job::Cache { asked, left: range }),
+            Action::BlockStatus(query) => status::answer(device, asked, query, cx.output),
             Action::Disconnect => self.over = true,
         }
     }
@@ -65,34 +62,37 @@ impl Transmission {
     ) {
         let unreadable = || if readable { Ok(()) } else { Err(ErrorKind::Io) };
         match aside {
-            Aside::Read { cookie, range, dont_fragment } => match unreadable() {
-                Ok(()) => self.begin_read(cookie, range, dont_fragment, base_length, cx),
-                Err(kind) => self.refuse(cookie, kind.into(), cx.output),
+            Aside::Read { asked, range, dont_fragment } => match unreadable() {
+                Ok(()) => self.begin_read(asked, range, dont_fragment, base_length, cx),
+                Err(kind) => asked.fail(kind.into(), cx.output),
             },
-            Aside::Write { cookie, fragments } => {
+            Aside::Write { asked, fragments } => {
                 let result = unreadable().and_then(|()| self.write_all(&fragments, cx));
-                self.conclude(cookie, result, cx.output);
+                conclude(asked, result, cx.output);
             }
-            Aside::WriteZeroes { cookie, range, allocate } => match unreadable() {
+            Aside::WriteZeroes { asked, range, allocate } => match unreadable() {
                 // One edge may be warm now and the other not.
-                Ok(()) => self.act(cookie, Action::WriteZeroes { range, allocate }, base_length, cx),
-                Err(kind) => self.conclude(cookie, Err(kind), cx.output),
+                Ok(()) => self.act(asked, Action::WriteZeroes { range, allocate }, base_length, cx),
+                Err(kind) => conclude(asked, Err(kind), cx.output),
             },
-            Aside::Cache { cookie } => self.conclude(cookie, unreadable(), cx.output),
+            Aside::Cache { asked, left } => match unreadable() {
+                Ok(()) => self.job = Some(Job::Cache { asked, left }),
+                Err(kind) => asked.fail(kind.into(), cx.output),
+            },
         }
     }
 
     /// Ends a write whose whole blocks are published: the parts of blocks are left.
-    pub(super) fn write_fragments(&mut self, cookie: Cookie, fragments: Vec<Fragment>, cx: &mut Context<'_>) {
+    pub(super) fn write_fragments(&mut self, asked: Asked, fragments: Vec<Fragment>, cx: &mut Context<'_>) {
         let device = self.attachment.session().device();
         let range = |fragment: &Fragment| fragment.offset..fragment.offset + fragment.data.len() as u64;
         let cold = fragments.iter().filter_map(|fragment| device.write_needs(&range(fragment)));
         if let Some(cold) = cold.reduce(|all, next| all.start.min(next.start)..all.end.max(next.end)) {
             // At most a block at each end of the write: the few granules between them do no harm.
-            self.set_aside(cold, Aside::Write { cookie, fragments }, cx);
+            self.set_aside(cold, Aside::Write { asked, fragments }, cx);
         } else {
             let result = self.write_all(&fragments, cx);
-            self.conclude(cookie, result, cx.output);
+            conclude(asked, result, cx.output);
         }
     }
 
@@ -103,7 +103,7 @@ impl Transmission {
 
     fn begin_read(
         &mut self,
-        cookie: Cookie,
+        asked: Asked,
         range: Range<u64>,
         dont_fragment: bool,
         base_length: &mut Option<u64>,
@@ -112,9 +112,9 @@ impl Transmission {
         let next = range.start;
         // A long reply cannot be taken back once it has begun: what all of it needs is looked at before.
         if range.end - range.start > READ_SLICE && !self.base_reaches(&range, base_length) {
-            return self.refuse(cookie, ErrorKind::Io.into(), cx.output);
+            return asked.fail(ErrorKind::Io.into(), cx.output);
         }
-        let job = Job::Read { cookie, whole: range, next, dont_fragment };
+        let job = Job::Read { asked, whole: range, next, dont_fragment };
         self.job = self.work_on(job, base_length, cx);
     }
 
@@ -134,16 +134,16 @@ impl Transmission {
     ) -> Option<Job> {
         let device = self.attachment.session().device();
         match job {
-            Job::Read { cookie, whole, next, dont_fragment } => {
+            Job::Read { asked, whole, next, dont_fragment } => {
                 // At round offsets, so that chunks end where clients like them to.
                 let last = whole.end - next <= READ_SLICE;
                 let end = if last { whole.end } else { (next / READ_SLICE + 1) * READ_SLICE };
-                match self.read_slice(cookie, &whole, next..end, dont_fragment, base_length, cx) {
+                match self.read_slice(asked, &whole, next..end, dont_fragment, base_length, cx) {
                     Ok(()) if end == whole.end => None,
-                    Ok(()) => Some(Job::Read { cookie, whole, next: end, dont_fragment }),
+                    Ok(()) => Some(Job::Read { asked, whole, next: end, dont_fragment }),
                     Err(kind) => {
-                        if next == whole.start || (self.negotiated.structured_replies && !dont_fragment) {
-                            self.refuse(cookie, kind.into(), cx.output);
+                        if next == whole.start || (asked.in_chunks() && !dont_fragment) {
+                            asked.fail(kind.into(), cx.output);
                         } else {
                             // Data is promised that cannot be had, and there is no way left to say so.
                             self.over = true;
@@ -153,23 +153,39 @@ impl Transmission {
                     }
                 }
             }
-            Job::Trim { cookie, left } => {
-                let (now, left) = slice(device, left, ZERO_SLICE);
+            Job::Cache { asked, left } => {
+                let (now, left) = slice(device, left, CACHE_SLICE);
+                if let Some(cold) = device.read_needs(&now) {
+                    self.set_aside(cold, Aside::Cache { asked, left }, cx);
+                    return None;
+                }
+                if left.is_empty() {
+                    asked.succeed(cx.output);
+                    return None;
+                }
+                Some(Job::Cache { asked, left })
+            }
+            Job::Trim { asked, left } => {
+                let (now, left) = slice(device, without_holes(device, left), ZERO_SLICE);
                 device.trim(&now, cx.magazine);
                 if left.is_empty() {
-                    self.conclude(cookie, Ok(()), cx.output);
+                    conclude(asked, Ok(()), cx.output);
                     return None;
                 }
-                Some(Job::Trim { cookie, left })
+                Some(Job::Trim { asked, left })
             }
-            Job::WriteZeroes { cookie, left, allocate } => {
-                let (now, left) = slice(device, left, if allocate { ALLOCATE_SLICE } else { ZERO_SLICE });
+            Job::WriteZeroes { asked, left, allocate } => {
+                let (now, left) = if allocate {
+                    slice(device, left, ALLOCATE_SLICE)
+                } else {
+                    slice(device, without_holes(device, left), ZERO_SLICE)
+                };
                 let result = device.write_zeroes(now, allocate, cx.magazine);
                 if left.is_empty() || result.is_err() {
-                    self.conclude(cookie, result, cx.output);
+                    conclude(asked, result, cx.output);
                     return None;
                 }
-                Some(Job::WriteZeroes { cookie, left, allocate })
+                Some(Job::WriteZeroes { asked, left, allocate })
             }
         }
     }
@@ -177,7 +193,7 @@ impl Transmission {
     /// Queues the part `now` of the reply to a read of `whole`.
     fn read_slice(
         &mut self,
-        cookie: Cookie,
+        asked: Asked,
         whole: &Range<u64>,
         now: Range<u64>,
         dont_fragment: bool,
@@ -186,7 +202,6 @@ impl Transmission {
     ) -> Outcome<()> {
         let device = self.attachment.session().device();
         let continued = now.start > whole.start;
-        let structured = self.negotiated.structured_replies;
         let pieces = &mut *cx.pieces;
         let mut base_end = 0;
         device.read(now.clone(), |piece| {
@@ -203,14 +218,12 @@ impl Transmission {
             }
             return Err(ErrorKind::Io);
         }
-        cx.output.put_read(cookie, structured, continued, |output| {
-            if structured && !dont_fragment {
-                put_chunks(output, cookie, &now, now.end == whole.end, pieces);
+        cx.output.put_read(asked, continued, |output| {
+            if asked.in_chunks() && !dont_fragment {
+                put_chunks(output, asked, &now, now.end == whole.end, pieces);
             } else {
-                if !continued && structured {
-                    put_one_chunk_header(output, cookie, whole);
-                } else if !continued {
-                    output.put(&simple_reply(None, cookie));
+                if !continued {
+                    put_one_header(output, asked, whole);
                 }
                 pieces.drain(..).for_each(|piece| output.put_piece(piece));
             }
@@ -219,18 +232,18 @@ impl Transmission {
     }
 }
 
-/// The header of a structured reply to a read in one chunk.
-fn put_one_chunk_header(output: &mut Output, cookie: Cookie, whole: &Range<u64>) {
+/// What goes before the data of a reply to a read that is all in one piece.
+fn put_one_header(output: &mut Output, asked: Asked, whole: &Range<u64>) {
     match u32::try_from(whole.end - whole.start) {
-        Ok(0) | Err(_) => output.put(&none_chunk(cookie)),
-        Ok(length) => output.put(&data_chunk_header(REPLY_FLAG_DONE, cookie, whole.start, length)),
+        Ok(0) | Err(_) => asked.put_end(output),
+        Ok(length) => asked.put_data_header(REPLY_FLAG_DONE, whole.start, length, output),
     }
 }
 
-/// Structured chunks: one for each stretch of data, one for each hole.
-fn put_chunks(output: &mut Output, cookie: Cookie, range: &Range<u64>, last: bool, pieces: &mut Vec<Piece>) {
+/// Chunks: one for each stretch of data, one for each hole.
+fn put_chunks(output: &mut Output, asked: Asked, range: &Range<u64>, last: bool, pieces: &mut Vec<Piece>) {
     if pieces.is_empty() && last {
-        return output.put(&none_chunk(cookie));
+        return asked.put_end(output);
     }
     let is_hole = |piece: &Piece| matches!(piece, Piece::Zero { .. });
     let mut offset = range.start;
@@ -249,12 +262,20 @@ fn put_chunks(output: &mut Output, cookie: Cookie, range: &Range<u64>, last: boo
         let short = u32::try_from(length).unwrap_or(u32::MAX);
         if hole {
             stretch.clear();
-            output.put(&hole_chunk(flags, cookie, offset, short));
+            asked.put_hole(flags, offset, short, output);
         } else {
-            output.put(&data_chunk_header(flags, cookie, offset, short));
+            asked.put_data_header(flags, offset, short, output);
             stretch.drain(..).for_each(|piece| output.put_piece(piece));
         }
         offset += length;
+    }
+}
+
+/// Answers a request that has no data in its reply.
+pub(super) fn conclude(asked: Asked, result: Outcome<()>, output: &mut Output) {
+    match result {
+        Ok(()) => asked.succeed(output),
+        Err(kind) => asked.fail(kind.into(), output),
     }
 }
 
@@ -266,16 +287,13 @@ fn slice(device: &Device, range: Range<u64>, most: u64) -> (Range<u64>, Range<u6
     (range.start..middle, middle..range.end)
 }
 
-fn block_status(device: &Device, cookie: Cookie, range: Range<u64>, one: bool, output: &mut Output) {
-    let most = if one { 1 } else { MOST_EXTENTS };
-    let mut extents: Vec<BlockDescriptor> = Vec::new();
-    device.extents(range, |extent| {
-        let flags = if extent.hole { STATE_HOLE | STATE_ZERO } else { 0 };
-        // The range itself is at most 4 GiB.
-        extents.push(BlockDescriptor { length: u32::try_from(extent.len).unwrap_or(u32::MAX), flags });
-        extents.len() < most
-    });
-    let mut bytes = Vec::new();
-    append_block_status_chunk(&mut bytes, REPLY_FLAG_DONE, cookie, META_CONTEXT_BASE_ALLOCATION, &extents);
-    output.put(&bytes);
+/// What is left of a range that is to read as zeroes, without the holes it begins with: a device of many tebibytes is
+/// mostly these, and so takes no more slices than one that is small.
+fn without_holes(device: &Device, range: Range<u64>) -> Range<u64> {
+    if range.end - range.start <= ZERO_SLICE {
+        return range;
+    }
+    let hole = range.start + device.leading_hole(range.clone());
+    // Not into a slice: its other end may be in the midst of a block.
+    if hole == range.end { hole..hole } else { range.start.max(hole / ZERO_SLICE * ZERO_SLICE)..range.end }
 }

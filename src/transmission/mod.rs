@@ -5,6 +5,8 @@
 //!               │                      ├─ needs cold base pages: set aside, a Warm order goes out, done on its return
 //!               │                      └─ takes long (a huge read, trim ..): a Job, done slice by slice
 //!               └ payload of a write: what has arrived is taken, the rest is received straight into block memory
+//!
+//!   replies look as was negotiated: see `reply`
 //! ```
 //!
 //! Requests are acted on in the order they came, but for those set aside, which the specification allows to be
@@ -13,6 +15,8 @@
 
 mod act;
 mod output;
+mod reply;
+mod status;
 mod validate;
 
 pub use output::{Flushed, Output};
@@ -21,14 +25,17 @@ pub use validate::MAX_PAYLOAD;
 use crate::cow::{Fragment, Incoming, Piece};
 use crate::handshake::Negotiated;
 use crate::overlay::Magazine;
-use crate::proto::{Command, Cookie, REPLY_FLAG_DONE, Request, error_chunk, simple_reply};
+use crate::proto::{BadMagic, Command, ExtendedRequest, Request};
 use crate::session::{Attachment, Session};
 use crate::sys::KernelSpanMut;
+use act::conclude;
+use arrayvec::ArrayVec;
+use reply::{Asked, Form};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use validate::{Action, Refused, validate};
+use validate::{Action, MAX_STATUS_PAYLOAD, Refused, payload_length, validate, validate_status};
 
 /// Requests of one connection that may wait for cold base pages at a time.
 const MOST_WAITING: usize = 64;
@@ -76,30 +83,33 @@ pub enum Pause {
     Over,
 }
 
-/// The payload of a write, on its way.
+/// The payload of a request, on its way.
 #[derive(Debug)]
 enum Payload {
-    /// It goes to its blocks.
-    Wanted { cookie: Cookie, incoming: Incoming },
-    /// The write was refused: it goes nowhere.
-    Unwanted { left: u64, cookie: Cookie, refused: Refused },
+    /// A write's: it goes to its blocks.
+    Wanted { asked: Asked, incoming: Incoming },
+    /// The request was refused: it goes nowhere.
+    Unwanted { left: u64, asked: Asked, refused: Refused },
+    /// A block status request's, `size` bytes long: it says what is wanted.
+    Status { asked: Asked, one: bool, size: usize, bytes: ArrayVec<u8, MAX_STATUS_PAYLOAD> },
 }
 
 /// Something that is done slice by slice.
 #[derive(Debug)]
 enum Job {
-    Read { cookie: Cookie, whole: Range<u64>, next: u64, dont_fragment: bool },
-    Trim { cookie: Cookie, left: Range<u64> },
-    WriteZeroes { cookie: Cookie, left: Range<u64>, allocate: bool },
+    Read { asked: Asked, whole: Range<u64>, next: u64, dont_fragment: bool },
+    Trim { asked: Asked, left: Range<u64> },
+    WriteZeroes { asked: Asked, left: Range<u64>, allocate: bool },
+    Cache { asked: Asked, left: Range<u64> },
 }
 
 /// A request that was set aside.
 #[derive(Debug)]
 enum Aside {
-    Read { cookie: Cookie, range: Range<u64>, dont_fragment: bool },
-    Write { cookie: Cookie, fragments: Vec<Fragment> },
-    WriteZeroes { cookie: Cookie, range: Range<u64>, allocate: bool },
-    Cache { cookie: Cookie },
+    Read { asked: Asked, range: Range<u64>, dont_fragment: bool },
+    Write { asked: Asked, fragments: Vec<Fragment> },
+    WriteZeroes { asked: Asked, range: Range<u64>, allocate: bool },
+    Cache { asked: Asked, left: Range<u64> },
 }
 
 /// The transmission phase of one connection.
@@ -107,6 +117,7 @@ enum Aside {
 pub struct Transmission {
     attachment: Attachment,
     negotiated: Negotiated,
+    form: Form,
     payload: Option<Payload>,
     job: Option<Job>,
     waiting: Vec<(u64, Aside)>,
@@ -122,13 +133,17 @@ pub struct Transmission {
 
 impl Transmission {
     /// Writes from this length on are large: worth receiving straight into their blocks.
-    const BULK: u32 = 16 << 10;
+    const BULK: u64 = 16 << 10;
 
     /// The phase that begins when the handshake has ended.
     #[must_use]
     pub fn new(attachment: Attachment, negotiated: Negotiated) -> Self {
+        let form = Form::of(&negotiated);
+        let Negotiated { export_name, contexts, .. } = &negotiated;
+        tracing::debug!(export = export_name, replies = ?form, ?contexts, "negotiated");
         Self {
             attachment,
+            form,
             negotiated,
             payload: None,
             job: None,
@@ -193,54 +208,73 @@ impl Transmission {
             if self.waiting.len() >= MOST_WAITING {
                 break Pause::Waiting;
             }
-            let Some((header, rest)) = input[used..].split_first_chunk() else { break Pause::Input };
-            let Ok(request) = Request::parse(header) else {
+            let Some((request, rest)) = self.next_request(&input[used..]) else { break Pause::Input };
+            let Ok(request) = request else {
                 tracing::debug!("request without magic: the stream is out of step");
                 self.over = true;
                 self.abandon_waiting();
                 break Pause::Over;
             };
-            used += Request::SIZE;
+            used = input.len() - rest.len();
             heavy += u32::from(request.command == Command::BlockStatus);
             used += self.begin(&request, rest, &mut base_length, cx);
         };
         (used, pause)
     }
 
+    /// Reads the header that `input` begins with, if it is all there; gives what is behind it, too.
+    fn next_request<'i>(&self, input: &'i [u8]) -> Option<(Result<ExtendedRequest, BadMagic>, &'i [u8])> {
+        if self.form == Form::Extended {
+            let (header, rest) = input.split_first_chunk()?;
+            Some((ExtendedRequest::parse(header), rest))
+        } else {
+            let (header, rest) = input.split_first_chunk()?;
+            Some((Request::parse(header).map(ExtendedRequest::from), rest))
+        }
+    }
+
     /// Decides about a request and acts on it; returns the bytes of `rest`, what came behind its header, that it used.
     fn begin(
         &mut self,
-        request: &Request,
+        request: &ExtendedRequest,
         rest: &[u8],
         base_length: &mut Option<u64>,
         cx: &mut Context<'_>,
     ) -> usize {
-        let cookie = request.cookie;
+        let asked = Asked { form: self.form, cookie: request.cookie, offset: request.offset };
+        let payload = payload_length(request, &self.negotiated);
+        if self.form == Form::Extended && payload > u64::from(MAX_PAYLOAD) {
+            tracing::debug!(payload, "payload is longer than any may be: hanging up");
+            self.over = true;
+            return 0;
+        }
         self.bulk = request.command == Command::Write && request.length >= Self::BULK;
         match validate(request, self.attachment.session().device().size(), &self.negotiated) {
-            Ok(Action::Write { range }) => return self.begin_write(cookie, range, rest, cx),
-            Ok(action) => self.act(cookie, action, base_length, cx),
-            Err(refused) if request.command == Command::Write && request.length > 0 => {
-                let left = u64::from(request.length);
-                self.payload = Some(Payload::Unwanted { left, cookie, refused });
+            Ok(Action::Write { range }) => return self.begin_write(asked, range, rest, cx),
+            Ok(Action::ChosenStatus { payload: size, one }) => {
+                self.payload = Some(Payload::Status { asked, one, size, bytes: ArrayVec::new() });
             }
-            Err(refused) => self.refuse(cookie, refused, cx.output),
+            Ok(action) => self.act(asked, action, base_length, cx),
+            Err(refused) if payload > 0 => {
+                self.payload = Some(Payload::Unwanted { left: payload, asked, refused });
+            }
+            Err(refused) => asked.fail(refused, cx.output),
         }
         0
     }
 
     /// A write: at once where the payload is there already, else its payload is waited for.
-    fn begin_write(&mut self, cookie: Cookie, range: Range<u64>, rest: &[u8], cx: &mut Context<'_>) -> usize {
+    fn begin_write(&mut self, asked: Asked, range: Range<u64>, rest: &[u8], cx: &mut Context<'_>) -> usize {
         let device = self.attachment.session().device();
         let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         match rest.get(..length) {
             Some(payload) if device.write_needs(&range).is_none() => {
                 let result = device.write(range.start, payload, cx.magazine);
-                self.conclude(cookie, result, cx.output);
+                conclude(asked, result, cx.output);
                 length
             }
             _ => {
-                self.payload = Some(Payload::Wanted { cookie, incoming: Incoming::new(range) });
+                self.payload = Some(Payload::Wanted { asked, incoming: Incoming::new(range) });
                 0
             }
         }
@@ -267,15 +301,28 @@ impl Transmission {
     fn receive(&mut self, payload: Payload, input: &[u8], cx: &mut Context<'_>) -> usize {
         let device = self.attachment.session().device();
         match payload {
-            Payload::Unwanted { left, cookie, refused } => {
+            Payload::Unwanted { left, asked, refused } => {
                 let used = usize::try_from(left).unwrap_or(usize::MAX).min(input.len());
                 match left - used as u64 {
-                    0 => self.refuse(cookie, refused, cx.output),
-                    left => self.payload = Some(Payload::Unwanted { left, cookie, refused }),
+                    0 => asked.fail(refused, cx.output),
+                    left => self.payload = Some(Payload::Unwanted { left, asked, refused }),
                 }
                 used
             }
-            Payload::Wanted { cookie, mut incoming } => {
+            Payload::Status { asked, one, size, mut bytes } => {
+                let used = (size - bytes.len()).min(input.len());
+                bytes.extend(input[..used].iter().copied());
+                if bytes.len() < size {
+                    self.payload = Some(Payload::Status { asked, one, size, bytes });
+                    return used;
+                }
+                match validate_status(&bytes, asked.offset, one, device.size(), &self.negotiated) {
+                    Ok(query) => status::answer(device, asked, query, cx.output),
+                    Err(refused) => asked.fail(refused, cx.output),
+                }
+                used
+            }
+            Payload::Wanted { asked, mut incoming } => {
                 let mut used = 0;
                 loop {
                     let step = incoming
@@ -284,17 +331,17 @@ impl Transmission {
                     if let Err(error) = step {
                         let (left, refused) = (incoming.missing(), Refused::from(error));
                         incoming.abandon(device, cx.magazine);
-                        let unwanted = Payload::Unwanted { left, cookie, refused };
+                        let unwanted = Payload::Unwanted { left, asked, refused };
                         return used + self.receive(unwanted, &input[used..], cx);
                     }
                     if incoming.missing() == 0 {
-                        self.write_fragments(cookie, incoming.into_fragments(), cx);
+                        self.write_fragments(asked, incoming.into_fragments(), cx);
                         return used;
                     }
                     let taken = incoming.take(&input[used..], device);
                     used += taken;
                     if taken == 0 {
-                        self.payload = Some(Payload::Wanted { cookie, incoming });
+                        self.payload = Some(Payload::Wanted { asked, incoming });
                         return used;
                     }
                 }
@@ -348,24 +395,5 @@ impl Transmission {
         self.drop_payload(magazine);
         self.abandon_waiting();
         self.job = None;
-    }
-
-    /// Answers a request that has no data in its reply.
-    fn conclude(&self, cookie: Cookie, result: crate::overlay::Outcome<()>, output: &mut Output) {
-        match result {
-            Ok(()) => output.put(&simple_reply(None, cookie)),
-            Err(kind) => self.refuse(cookie, kind.into(), output),
-        }
-    }
-
-    /// Answers with an error. Where reads are answered by structured replies, so are their errors, and those of the
-    /// others, too: then there is room for words.
-    fn refuse(&self, cookie: Cookie, refused: Refused, output: &mut Output) {
-        let Refused { errno, message } = refused;
-        if self.negotiated.structured_replies {
-            output.put(&error_chunk(REPLY_FLAG_DONE, cookie, errno, message));
-        } else {
-            output.put(&simple_reply(Some(errno), cookie));
-        }
     }
 }

@@ -9,9 +9,10 @@
 //! recycled under it. A base page that cannot be read makes the send fail; the replies that touch it are then turned
 //! into error replies, unless the client has got the beginning of one already: then only hanging up is honest.
 
+use super::reply::Asked;
 use crate::cow::{Device, Piece};
+use crate::error::ErrorKind;
 use crate::overlay::Magazine;
-use crate::proto::{Cookie, Errno, REPLY_FLAG_DONE, error_chunk, simple_reply};
 use crate::sys::{self, KernelSpan, MAX_SPANS, SlotRun};
 use arrayvec::ArrayVec;
 use std::io;
@@ -55,8 +56,7 @@ impl Segment {
 #[derive(Debug)]
 struct ReadReply {
     segments: Range<usize>,
-    cookie: Cookie,
-    structured: bool,
+    asked: Asked,
     /// Whether its beginning went out before.
     continued: bool,
 }
@@ -114,20 +114,14 @@ impl Output {
     }
 
     /// Adds a reply to a read, or the next part of one (`continued`), by what `put` puts.
-    pub(super) fn put_read(
-        &mut self,
-        cookie: Cookie,
-        structured: bool,
-        continued: bool,
-        put: impl FnOnce(&mut Self),
-    ) {
+    pub(super) fn put_read(&mut self, asked: Asked, continued: bool, put: impl FnOnce(&mut Self)) {
         let start = self.segments.len();
         self.border = start;
         put(self);
         let end = self.segments.len();
         self.border = end;
         if self.segments[start..end].iter().any(|segment| matches!(segment, Segment::Base { .. })) {
-            self.reads.push(ReadReply { segments: start..end, cookie, structured, continued });
+            self.reads.push(ReadReply { segments: start..end, asked, continued });
         }
     }
 
@@ -241,7 +235,7 @@ impl Output {
                 continue;
             }
             replaced = true;
-            let bytes = read_error(&reads[index]);
+            let bytes = reads[index].asked.error(ErrorKind::Io.into());
             let error = Segment::Inline { start: self.bytes.len(), len: bytes.len() };
             self.bytes.extend_from_slice(&bytes);
             self.segments
@@ -275,13 +269,5 @@ impl Output {
 fn release(segment: Segment, device: Option<&Device>, magazine: &mut Magazine) {
     if let (Segment::Blocks { run, .. }, Some(device)) = (segment, device) {
         device.release(run, magazine);
-    }
-}
-
-fn read_error(read: &ReadReply) -> Vec<u8> {
-    if read.structured {
-        error_chunk(REPLY_FLAG_DONE, read.cookie, Errno::Io, "base image cannot be read")
-    } else {
-        simple_reply(Some(Errno::Io), read.cookie).to_vec()
     }
 }

@@ -107,7 +107,7 @@ fn info_shows_the_exports_of_a_running_server() {
         "export: 'second'",
         "    size: 1000 (1000 bytes)",
         "    block sizes: minimum 1, preferred 4096, maximum 33554432",
-        "    contexts: base:allocation",
+        "    contexts: base:allocation memdev:dirty",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} in:\n{text}");
     }

@@ -3,6 +3,7 @@
 //! Here is what all subcommands have in common.
 
 mod info;
+mod map;
 mod serve;
 
 use std::fs::{self, File, Permissions};
@@ -43,7 +44,14 @@ fn with_image() -> (tempfile::TempDir, PathBuf) {
 
 #[test]
 fn help_and_version_go_to_stdout() {
-    for args in [&["--help"][..], &["-h"], &["serve", "--help"], &["serve", "-h"], &["info", "--help"]] {
+    for args in [
+        &["--help"][..],
+        &["-h"],
+        &["serve", "--help"],
+        &["serve", "-h"],
+        &["info", "--help"],
+        &["map", "--help"],
+    ] {
         let output = memdev().args(args).output().unwrap();
         assert!(output.status.success());
         assert!(String::from_utf8(output.stdout).unwrap().contains("Usage: memdev"));
@@ -72,7 +80,9 @@ fn help_of_serve_has_its_options_defaults_and_examples_but_not_the_knobs() {
     ] {
         assert!(help.contains(text), "{text} in:\n{help}");
     }
-    assert!(!help.contains("--mask-handshake") && !help.contains("--no-structured-replies"));
+    for knob in ["--mask-handshake", "--no-structured-replies", "--no-extended-headers"] {
+        assert!(!help.contains(knob), "{knob} in:\n{help}");
+    }
 }
 
 #[test]
@@ -221,7 +231,7 @@ fn manual_and_completions_are_made_from_the_definition() {
     assert!(page.contains("session\\-memory") && !page.contains("mask\\-handshake"), "{page}");
     let mut pages: Vec<_> = fs::read_dir(&target).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     pages.sort();
-    assert_eq!(pages, ["memdev-info.1", "memdev-serve.1", "memdev.1"]);
+    assert_eq!(pages, ["memdev-info.1", "memdev-map.1", "memdev-serve.1", "memdev.1"]);
     memdev().args(["generate", "completions"]).arg(dir.path()).assert().success();
     assert!(fs::read_to_string(dir.path().join("memdev.bash")).unwrap().contains("--session-memory"));
 }

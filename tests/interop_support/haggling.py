@@ -40,12 +40,26 @@ size = h.get_size()
 
 contexts = []
 h.opt_list_meta_context(contexts.append)
-assert contexts == ["base:allocation"], contexts
+assert contexts == ["base:allocation", "memdev:dirty"], contexts
+for query, found in [
+    ("base:", ["base:allocation"]),
+    ("memdev:", ["memdev:dirty"]),
+    ("memdev:dirty", ["memdev:dirty"]),
+    ("no:", []),
+]:
+    contexts = []
+    h.clear_meta_contexts()
+    h.add_meta_context(query)
+    h.opt_list_meta_context(contexts.append)
+    assert contexts == found, (query, contexts)
+h.clear_meta_contexts()
 h.add_meta_context("base:allocation")
+h.add_meta_context("memdev:dirty")
 h.add_meta_context("no:such")
 h.opt_go()
 assert h.get_size() == size
 assert h.can_meta_context("base:allocation")
+assert h.can_meta_context("memdev:dirty")
 assert not h.can_meta_context("no:such")
 h.pread(512, 0)
 h.shutdown()

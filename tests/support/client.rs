@@ -1,56 +1,101 @@
-//! The transmission phase of the raw peer: any request, any number in flight, both kinds of reply.
+//! The transmission phase of the raw peer: any request, any number in flight, every kind of header.
 //!
-//! Every reply is checked against the specification while it is read: its cookie was asked for, chunks lie inside
-//! the request, do not overlap and cover it, only what was negotiated is used. A breach panics with a sentence.
+//! What comes back is read, and checked, in [`super::receive`].
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
 use std::net::Shutdown;
 
-use super::{Chunk, Export, Peer, Reply, Request, Stream, nbd, size};
+use super::receive::Pending;
+use super::{Export, Peer, Reply, Request, Stream, nbd, size};
 
-struct Pending {
-    request: Request,
-    reply: Reply,
-    covered: Vec<(u64, u64)>,
+/// How headers look, as negotiated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Style {
+    /// Compact requests, simple replies.
+    Simple,
+    /// Compact requests, structured replies and simple ones.
+    Structured,
+    /// Extended headers both ways.
+    Extended,
+}
+
+impl Style {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Structured, Self::Simple, Self::Extended];
+
+    /// Whether there is block status.
+    pub fn has_chunks(self) -> bool {
+        self != Self::Simple
+    }
 }
 
 /// One connection in the transmission phase.
 pub struct Client {
-    peer: Peer,
+    pub(super) peer: Peer,
     /// What the handshake said about the export.
     pub export: Export,
-    structured: bool,
-    context: Option<u32>,
+    /// How headers look.
+    pub style: Style,
+    /// The metadata contexts that were selected: their numbers and names.
+    pub contexts: Vec<(u32, String)>,
     sent: u64,
-    pending: BTreeMap<u64, Pending>,
-    done: BTreeMap<u64, Reply>,
+    pub(super) pending: BTreeMap<u64, Pending>,
+    pub(super) done: BTreeMap<u64, Reply>,
 }
 
 impl Client {
-    /// Takes over a peer whose handshake has ended.
+    /// Takes over a peer whose handshake has ended, with compact headers and perhaps `base:allocation`.
     pub fn new(peer: Peer, export: Export, structured: bool, context: Option<u32>) -> Self {
-        Self { peer, export, structured, context, sent: 0, pending: BTreeMap::new(), done: BTreeMap::new() }
+        let style = if structured { Style::Structured } else { Style::Simple };
+        let contexts = context.map(|id| (id, "base:allocation".to_owned())).into_iter().collect();
+        Self::in_style(peer, export, style, contexts)
+    }
+
+    /// Takes over a peer whose handshake has ended.
+    pub fn in_style(peer: Peer, export: Export, style: Style, contexts: Vec<(u32, String)>) -> Self {
+        let (pending, done) = (BTreeMap::new(), BTreeMap::new());
+        Self { peer, export, style, contexts, sent: 0, pending, done }
     }
 
     /// The whole handshake with structured replies and `base:allocation`; the final error reply if refused.
     pub fn attach(stream: Stream, name: &str) -> Result<Self, super::OptionReply> {
-        let mut peer = Peer::new(stream);
-        peer.start();
-        peer.structured();
-        let contexts = peer.contexts(nbd::OPT_SET_META_CONTEXT, name, &["base:allocation"])?;
-        assert_eq!(contexts.len(), 1, "base:allocation is supported");
-        assert_eq!(contexts[0].1, "base:allocation");
-        let export = peer.go(name)?;
-        Ok(Self::new(peer, export, true, Some(contexts[0].0)))
+        Self::attach_as(stream, name, Style::Structured, &["base:allocation"])
     }
 
     /// The whole handshake for simple replies; the final error reply if refused.
     pub fn attach_simple(stream: Stream, name: &str) -> Result<Self, super::OptionReply> {
+        Self::attach_as(stream, name, Style::Simple, &[])
+    }
+
+    /// The whole handshake, with these metadata contexts, all of which the server must have; the final error reply if
+    /// refused.
+    pub fn attach_as(
+        stream: Stream,
+        name: &str,
+        style: Style,
+        contexts: &[&str],
+    ) -> Result<Self, super::OptionReply> {
         let mut peer = Peer::new(stream);
         peer.start();
+        match style {
+            Style::Simple => {}
+            Style::Structured => peer.structured(),
+            Style::Extended => peer.extended(),
+        }
+        let mut selected = Vec::new();
+        if !contexts.is_empty() {
+            selected = peer.contexts(nbd::OPT_SET_META_CONTEXT, name, contexts)?;
+            let names: Vec<_> = selected.iter().map(|(_, name)| name.as_str()).collect();
+            assert_eq!(names, contexts, "the server has these contexts");
+        }
         let export = peer.go(name)?;
-        Ok(Self::new(peer, export, false, None))
+        Ok(Self::in_style(peer, export, style, selected))
+    }
+
+    /// The number of a selected context.
+    pub fn context(&self, name: &str) -> u32 {
+        self.contexts.iter().find(|context| context.1 == name).expect("it was selected").0
     }
 
     /// The export's size in bytes.
@@ -74,14 +119,14 @@ impl Client {
         let cookie = self.sent.wrapping_mul(0xd134_2543_de82_ef95) ^ u64::MAX;
         self.sent += 1;
         let request = Request { payload: Vec::new(), ..request.clone() };
-        self.pending.insert(cookie, Pending { request, reply: Reply::default(), covered: Vec::new() });
+        self.pending.insert(cookie, Pending::new(request));
         cookie
     }
 
     /// Sends a request; returns its cookie.
     pub fn send(&mut self, request: &Request) -> u64 {
         let cookie = self.expect(request);
-        self.peer.send(&request.bytes(cookie));
+        self.peer.send(&request.bytes_in(self.style, cookie));
         cookie
     }
 
@@ -94,9 +139,10 @@ impl Client {
 
     fn expect_all(&mut self, requests: &[Request]) -> (Vec<u64>, Vec<u8>) {
         let mut bytes = Vec::new();
+        let style = self.style;
         let number = |request: &Request| {
             let cookie = self.expect(request);
-            bytes.extend_from_slice(&request.bytes(cookie));
+            bytes.extend_from_slice(&request.bytes_in(style, cookie));
             cookie
         };
         (requests.iter().map(number).collect(), bytes)
@@ -189,15 +235,24 @@ impl Client {
         self.call(&Request::zeroes(offset, length)).ok();
     }
 
-    /// The status of exactly `length` bytes, asked for until all is known; neighbours of equal state are merged.
+    /// The status of exactly `length` bytes, asked for until all is known; neighbours of equal state are merged. Of the
+    /// first context that was selected.
     #[track_caller]
-    pub fn status(&mut self, mut offset: u64, length: u64) -> Vec<(u64, u32)> {
+    pub fn status(&mut self, offset: u64, length: u64) -> Vec<(u64, u32)> {
+        let context = self.contexts.first().expect("a context was selected").0;
+        self.status_of(context, offset, length)
+    }
+
+    /// The same of another context.
+    #[track_caller]
+    pub fn status_of(&mut self, context: u32, mut offset: u64, length: u64) -> Vec<(u64, u32)> {
         let end = offset + length;
+        let most = if self.style == Style::Extended { u64::MAX } else { u64::from(u32::MAX) & !4095 };
         let mut merged: Vec<(u64, u32)> = Vec::new();
         while offset < end {
-            let ask = (end - offset).min(u64::from(u32::MAX) & !4095);
-            for (extent, state) in self.call(&Request::status(offset, ask)).ok().extents {
-                let extent = u64::from(extent).min(end - offset);
+            let ask = (end - offset).min(most);
+            for (extent, state) in self.call(&Request::status(offset, ask)).ok().status_of(context).to_vec() {
+                let extent = extent.min(end - offset);
                 offset += extent;
                 match merged.last_mut() {
                     Some((length, last)) if *last == state => *length += extent,
@@ -217,174 +272,13 @@ impl Client {
 
     /// Sends `NBD_CMD_DISC` and does not wait.
     pub fn send_disconnect(&mut self) {
-        self.peer.send(&Request::disconnect());
+        let goodbye = Request::new(nbd::CMD_DISC, 0, 0).bytes_in(self.style, 0xd15c);
+        self.peer.send(&goodbye);
     }
 
     /// Hard disconnect: both directions at once, whatever is in flight.
     pub fn cut(self) {
         // The server may have closed already.
         let _ = self.peer.stream().shutdown(Shutdown::Both);
-    }
-
-    /// Receives one simple reply or one chunk.
-    ///
-    /// # Errors
-    /// When the server hangs up; what was received until then is kept.
-    fn receive_message(&mut self) -> io::Result<()> {
-        match self.peer.try_u32()? {
-            nbd::SIMPLE_REPLY_MAGIC => self.receive_simple(),
-            nbd::STRUCTURED_REPLY_MAGIC => self.receive_chunk(),
-            other => panic!("a reply starts with {other:#010x}: the stream is out of step"),
-        }
-    }
-
-    fn receive_simple(&mut self) -> io::Result<()> {
-        let error = self.peer.try_u32()?;
-        let cookie = self.peer.try_u64()?;
-        let pending = self.pending.remove(&cookie).unwrap_or_else(|| panic!("nobody asked {cookie:#x}"));
-        let mut reply = pending.reply;
-        assert!(!reply.structured, "a reply is either simple or structured");
-        if error != 0 {
-            reply.error = Some(error);
-        }
-        match pending.request.command {
-            nbd::CMD_READ => {
-                assert!(!self.structured, "with structured replies a read is never answered by a simple one");
-                if error == 0 {
-                    reply.data = vec![0; size(u64::from(pending.request.length))];
-                    self.peer.try_fill(&mut reply.data)?;
-                }
-            }
-            nbd::CMD_BLOCK_STATUS if error == 0 => {
-                panic!("block status succeeds only with a structured reply")
-            }
-            _ => {}
-        }
-        self.done.insert(cookie, reply);
-        Ok(())
-    }
-
-    fn receive_chunk(&mut self) -> io::Result<()> {
-        assert!(self.structured, "structured replies were not negotiated");
-        let (flags, kind) = (self.peer.try_u16()?, self.peer.try_u16()?);
-        let (cookie, length) = (self.peer.try_u64()?, self.peer.try_u32()?);
-        assert_eq!(flags & !nbd::REPLY_DONE, 0, "only DONE is a known reply flag");
-        let mut pending = self.pending.remove(&cookie).unwrap_or_else(|| panic!("nobody asked {cookie:#x}"));
-        pending.reply.structured = true;
-        let (start, end) = pending.request.range();
-        match kind {
-            nbd::REPLY_NONE => {
-                assert_eq!(length, 0, "NONE has no payload");
-                assert_ne!(flags & nbd::REPLY_DONE, 0, "NONE is always final");
-                pending.reply.chunks.push(Chunk::None);
-            }
-            nbd::REPLY_OFFSET_DATA => {
-                assert_eq!(pending.request.command, nbd::CMD_READ);
-                assert!(length > 8, "a data chunk has at least one byte");
-                let offset = self.peer.try_u64()?;
-                let count = u64::from(length) - 8;
-                pending.cover(offset, count);
-                let at = size(offset - start);
-                self.peer.try_fill(&mut pending.reply.data[at..at + size(count)])?;
-                pending.reply.chunks.push(Chunk::Data(offset, count));
-            }
-            nbd::REPLY_OFFSET_HOLE => {
-                assert_eq!(pending.request.command, nbd::CMD_READ);
-                assert_eq!(length, 12, "a hole chunk has 12 bytes");
-                let offset = self.peer.try_u64()?;
-                let count = u64::from(self.peer.try_u32()?);
-                assert_ne!(count, 0, "a hole is not empty");
-                pending.cover(offset, count);
-                let at = size(offset - start);
-                pending.reply.data[at..at + size(count)].fill(0);
-                pending.reply.chunks.push(Chunk::Hole(offset, count));
-            }
-            nbd::REPLY_BLOCK_STATUS => self.receive_status(&mut pending, length)?,
-            nbd::REPLY_ERROR | nbd::REPLY_ERROR_OFFSET => {
-                let fixed = if kind == nbd::REPLY_ERROR { 6 } else { 14 };
-                assert!(length >= fixed, "an error chunk of {length} bytes");
-                let errno = self.peer.try_u32()?;
-                assert_ne!(errno, 0, "an error chunk names an error");
-                let message = self.peer.try_u16()?;
-                assert_eq!(length, fixed + u32::from(message), "the message fills the error chunk");
-                assert!(message <= 4096, "a message is short");
-                let mut text = vec![0; usize::from(message)];
-                self.peer.try_fill(&mut text)?;
-                pending.reply.message = String::from_utf8(text).expect("a message is UTF-8");
-                let offset = if kind == nbd::REPLY_ERROR { None } else { Some(self.peer.try_u64()?) };
-                if let Some(offset) = offset {
-                    assert!(offset >= start && offset < end, "an error's offset lies in the request");
-                }
-                pending.reply.error.get_or_insert(errno);
-                pending.reply.chunks.push(Chunk::Error(errno, offset));
-            }
-            other => panic!("a chunk of unknown type {other}"),
-        }
-        if flags & nbd::REPLY_DONE == 0 {
-            self.pending.insert(cookie, pending);
-        } else {
-            let reply = pending.finish();
-            self.done.insert(cookie, reply);
-        }
-        Ok(())
-    }
-
-    fn receive_status(&mut self, pending: &mut Pending, length: u32) -> io::Result<()> {
-        assert_eq!(pending.request.command, nbd::CMD_BLOCK_STATUS);
-        assert!(length >= 12 && length % 8 == 4, "a status chunk of {length} bytes");
-        let context = self.peer.try_u32()?;
-        assert_eq!(Some(context), self.context, "only the selected context is reported");
-        assert!(pending.reply.extents.is_empty(), "one status chunk a context");
-        let wanted = u64::from(pending.request.length);
-        let mut total = 0;
-        for _ in 0..length / 8 {
-            assert!(total < wanted, "no extent follows one that reaches the end of the request");
-            let (extent, state) = (self.peer.try_u32()?, self.peer.try_u32()?);
-            assert_ne!(extent, 0, "an extent is not empty");
-            assert_eq!(state & !3, 0, "reserved state bits are clear");
-            total += u64::from(extent);
-            pending.reply.extents.push((extent, state));
-        }
-        let (start, _) = pending.request.range();
-        assert!(start + total <= self.export.size, "extents lie inside the export");
-        if pending.request.flags & nbd::REQ_ONE != 0 {
-            assert_eq!(pending.reply.extents.len(), 1, "REQ_ONE asks for one extent");
-            assert!(total <= wanted, "with REQ_ONE the extent does not exceed the request");
-        }
-        pending.reply.chunks.push(Chunk::Status(context));
-        Ok(())
-    }
-}
-
-impl Pending {
-    /// A content chunk of a read: inside the request, not overlapping an earlier one.
-    fn cover(&mut self, offset: u64, count: u64) {
-        let (start, end) = self.request.range();
-        assert!(offset >= start && offset + count <= end, "a chunk lies inside its request");
-        let overlaps = self.covered.iter().any(|&(from, to)| offset < to && from < offset + count);
-        assert!(!overlaps, "chunks do not overlap");
-        self.covered.push((offset, offset + count));
-        if self.request.flags & nbd::DF != 0 {
-            assert_eq!(self.covered.len(), 1, "with DF there is one content chunk");
-        }
-        // Poison, so that a byte nobody sent cannot look right.
-        self.reply.data.resize(size(end - start), 0xa5);
-    }
-
-    /// The final chunk has come: a success must be complete.
-    fn finish(self) -> Reply {
-        if self.reply.error.is_none() {
-            let covered: u64 = self.covered.iter().map(|(from, to)| to - from).sum();
-            match self.request.command {
-                nbd::CMD_READ => {
-                    assert_eq!(covered, u64::from(self.request.length), "the chunks cover the whole request");
-                }
-                nbd::CMD_BLOCK_STATUS => {
-                    assert!(!self.reply.extents.is_empty(), "a successful block status has an extent");
-                }
-                _ => assert!(self.covered.is_empty(), "only reads have content chunks"),
-            }
-        }
-        self.reply
     }
 }

@@ -1,7 +1,7 @@
-//! The ground that the tests of the transmission phase share: an export, both reply styles, and the stream in step.
+//! The ground that the tests of the transmission phase share: an export, every style of headers, and the stream in step.
 
 use super::server::scratch;
-use super::{Client, Image, MIB, Server};
+use super::{Client, Image, MIB, Server, Style};
 
 /// Bytes in the export.
 pub const EXPORT: u64 = 8 * MIB;
@@ -14,10 +14,10 @@ pub fn serve() -> (tempfile::TempDir, Image, Server) {
     (dir, image, server)
 }
 
-/// Runs a test with structured and with simple replies, each in a session of its own.
-pub fn both(server: &Server, test: impl Fn(&mut Client)) {
-    for structured in [true, false] {
-        let mut client = if structured { server.client("base") } else { server.simple("base") };
+/// Runs a test with structured and simple replies and with extended headers, each in a session of its own.
+pub fn every_style(server: &Server, test: impl Fn(&mut Client)) {
+    for style in Style::ALL {
+        let mut client = server.client_in(style, "base");
         test(&mut client);
         assert_in_step(&mut client);
         client.disconnect();

@@ -18,10 +18,11 @@ pub mod in_step;
 pub mod model;
 pub mod nbd;
 pub mod peer;
+pub mod receive;
 pub mod request;
 pub mod server;
 
-pub use client::Client;
+pub use client::{Client, Style};
 pub use image::Image;
 pub use model::{Checked, Model, assert_bytes};
 pub use peer::{Export, OptionReply, Peer, Stream};

@@ -11,12 +11,26 @@ const BLOCK: u64 = 4096;
 #[derive(Clone, Debug)]
 pub struct Model {
     bytes: Vec<u8>,
+    /// Of every block, what the session did to it.
+    touched: Vec<Touch>,
+}
+
+/// What a session did to a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Touch {
+    /// Nothing: it must not be called dirty.
+    Never,
+    /// It was zeroed or trimmed, which may have changed nothing.
+    Zeroed,
+    /// It was written to: it must be called dirty.
+    Written,
 }
 
 impl Model {
     /// A fresh session's content.
     pub fn of(image: &Image) -> Self {
-        Self { bytes: image.all() }
+        let bytes = image.all();
+        Self { touched: vec![Touch::Never; bytes.len().div_ceil(size(BLOCK))], bytes }
     }
 
     /// The size in bytes.
@@ -32,11 +46,23 @@ impl Model {
     /// A write took place.
     pub fn write(&mut self, offset: u64, data: &[u8]) {
         self.bytes[size(offset)..size(offset) + data.len()].copy_from_slice(data);
+        self.blocks(offset, data.len() as u64).fill(Touch::Written);
     }
 
     /// The range was zeroed.
     pub fn zero(&mut self, offset: u64, length: u64) {
         self.bytes[size(offset)..size(offset + length)].fill(0);
+        for touch in self.blocks(offset, length) {
+            if *touch == Touch::Never {
+                *touch = Touch::Zeroed;
+            }
+        }
+    }
+
+    /// What was done to the blocks of a range.
+    fn blocks(&mut self, offset: u64, length: u64) -> &mut [Touch] {
+        let end = if length == 0 { offset } else { (offset + length).next_multiple_of(BLOCK) };
+        &mut self.touched[size(offset / BLOCK)..size(end / BLOCK).max(size(offset / BLOCK))]
     }
 
     /// The range was trimmed: whole blocks are zero now; in the returned ranges each byte is either kept or zero.
@@ -62,7 +88,7 @@ impl Model {
                 offset + index as u64
             );
         }
-        self.write(offset, got);
+        self.bytes[size(offset)..size(offset) + got.len()].copy_from_slice(got);
     }
 }
 
@@ -147,6 +173,28 @@ impl Checked {
             if state & super::nbd::STATE_ZERO != 0 {
                 let zero = self.model.read(at, extent).iter().all(|&byte| byte == 0);
                 assert!(zero, "{extent} bytes at {at} are reported as zero and are not");
+            }
+            at += extent;
+        }
+        assert_eq!(at, offset + length, "block status covers what was asked for");
+        if self.client.contexts.iter().any(|context| context.1 == "memdev:dirty") {
+            self.dirty(offset, length);
+        }
+    }
+
+    /// Asks which blocks the session wrote: those and no others.
+    #[track_caller]
+    fn dirty(&mut self, offset: u64, length: u64) {
+        let mut at = offset;
+        let context = self.client.context("memdev:dirty");
+        for (extent, state) in self.client.status_of(context, offset, length) {
+            if state & super::nbd::DIRTY_ZERO != 0 {
+                assert!(self.model.read(at, extent).iter().all(|&byte| byte == 0), "dirty and zero at {at}");
+            }
+            let wrong = if state & super::nbd::DIRTY == 0 { Touch::Written } else { Touch::Never };
+            let first = at / BLOCK;
+            for (block, touch) in (first..).zip(self.model.blocks(at, extent).iter()) {
+                assert_ne!(*touch, wrong, "block {block} has the dirty state {state}");
             }
             at += extent;
         }

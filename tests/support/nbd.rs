@@ -21,6 +21,7 @@ pub const CAN_MULTI_CONN: u16 = 1 << 8;
 pub const SEND_RESIZE: u16 = 1 << 9;
 pub const SEND_CACHE: u16 = 1 << 10;
 pub const SEND_FAST_ZERO: u16 = 1 << 11;
+pub const BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
 
 pub const OPT_EXPORT_NAME: u32 = 1;
 pub const OPT_ABORT: u32 = 2;
@@ -44,6 +45,7 @@ pub const REP_ERR_POLICY: u32 = REP_ERROR + 2;
 pub const REP_ERR_INVALID: u32 = REP_ERROR + 3;
 pub const REP_ERR_UNKNOWN: u32 = REP_ERROR + 6;
 pub const REP_ERR_TOO_BIG: u32 = REP_ERROR + 9;
+pub const REP_ERR_EXT_HEADER_REQD: u32 = REP_ERROR + 10;
 
 pub const INFO_EXPORT: u16 = 0;
 pub const INFO_NAME: u16 = 1;
@@ -53,6 +55,8 @@ pub const INFO_BLOCK_SIZE: u16 = 3;
 pub const REQUEST_MAGIC: u32 = 0x2560_9513;
 pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
+pub const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
 pub const CMD_READ: u16 = 0;
 pub const CMD_WRITE: u16 = 1;
@@ -75,11 +79,16 @@ pub const REPLY_NONE: u16 = 0;
 pub const REPLY_OFFSET_DATA: u16 = 1;
 pub const REPLY_OFFSET_HOLE: u16 = 2;
 pub const REPLY_BLOCK_STATUS: u16 = 5;
+pub const REPLY_BLOCK_STATUS_EXT: u16 = 6;
 pub const REPLY_ERROR: u16 = (1 << 15) + 1;
 pub const REPLY_ERROR_OFFSET: u16 = (1 << 15) + 2;
 
 pub const STATE_HOLE: u32 = 1;
 pub const STATE_ZERO: u32 = 2;
+
+/// `memdev:dirty`.
+pub const DIRTY: u32 = 1;
+pub const DIRTY_ZERO: u32 = 2;
 
 pub const EPERM: u32 = 1;
 pub const EIO: u32 = 5;

@@ -384,6 +384,11 @@ impl Peer {
         );
     }
 
+    /// Negotiates extended headers.
+    pub fn extended(&mut self) {
+        assert_eq!(self.ask(nbd::OPT_EXTENDED_HEADERS, &[]), nbd::REP_ACK, "extended headers are supported");
+    }
+
     /// `NBD_OPT_{LIST,SET}_META_CONTEXT`: ids and names, or the error reply.
     pub fn contexts(
         &mut self,

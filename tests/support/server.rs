@@ -15,7 +15,7 @@ use std::time::Instant;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::{Client, Image, OptionReply, PATIENCE, Peer, Stream, wait_until};
+use super::{Client, Image, OptionReply, PATIENCE, Peer, Stream, Style, wait_until};
 
 /// How to start a server.
 pub struct Serve {
@@ -210,6 +210,20 @@ impl Server {
     #[track_caller]
     pub fn simple(&self, name: &str) -> Client {
         Client::attach_simple(self.stream(), name).expect("the export is offered")
+    }
+
+    /// A client with these headers, and `base:allocation` where there is block status.
+    #[track_caller]
+    pub fn client_in(&self, style: Style, name: &str) -> Client {
+        let contexts: &[&str] = if style.has_chunks() { &["base:allocation"] } else { &[] };
+        Client::attach_as(self.stream(), name, style, contexts).expect("the export is offered")
+    }
+
+    /// A client with these headers and both metadata contexts.
+    #[track_caller]
+    pub fn client_with_contexts(&self, style: Style, name: &str) -> Client {
+        let contexts = ["base:allocation", "memdev:dirty"];
+        Client::attach_as(self.stream(), name, style, &contexts).expect("the export is offered")
     }
 
     /// A client with structured replies, or the refusal.

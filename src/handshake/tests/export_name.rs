@@ -36,7 +36,7 @@ fn structured_replies_and_contexts_hold_for_it_too() {
         .set_meta_context("vm", &["base:allocation"])
         .option(OptionCode::ExportName, b"vm")
         .talk();
-    assert!(talk.negotiated().structured_replies && talk.negotiated().base_allocation);
+    assert!(talk.negotiated().structured_replies && !talk.negotiated().contexts.is_empty());
     assert_eq!(
         talk.output[talk.output.len() - 2..],
         TOLD_FLAGS.union(TransmissionFlags::SEND_DF).bits().to_be_bytes()

@@ -19,7 +19,7 @@ fn go_tells_export_and_block_size_unasked_and_ends_the_handshake() {
     let Ending::Ready { export, info, negotiated } = &talk.ending else { panic!("{talk:?}") };
     assert_eq!(export, "opened vm");
     assert_eq!(info.flags, TOLD_FLAGS, "what the client was told");
-    let plain = Negotiated { export_name: "vm".into(), structured_replies: false, base_allocation: false };
+    let plain = Negotiated { export_name: "vm".into(), ..Negotiated::default() };
     assert_eq!(negotiated, &plain);
 }
 

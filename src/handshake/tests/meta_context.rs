@@ -26,27 +26,56 @@ fn selected(queries: &[&str]) -> Vec<(u32, String)> {
     let talk = Client::new().structured().set_meta_context("vm", queries).go("vm").talk();
     let (contexts, last) = contexts(&talk, OptionCode::SetMetaContext);
     assert_eq!(last, Reply::Ack);
-    assert_eq!(talk.negotiated().base_allocation, !contexts.is_empty());
+    let negotiated: Vec<_> = talk.negotiated().contexts.iter().map(KnownContext::on_the_wire).collect();
+    assert_eq!(
+        contexts,
+        negotiated.iter().map(|known| (known.id, known.name.to_owned())).collect::<Vec<_>>()
+    );
     contexts
 }
 
+/// Contexts as a list has them: the number is reserved there.
+fn unnumbered(names: &[&str]) -> Vec<(u32, String)> {
+    names.iter().map(|&name| (0, name.to_owned())).collect()
+}
+
+const BOTH: [&str; 2] = ["base:allocation", "memdev:dirty"];
+
 #[test]
 fn a_list_without_queries_names_all() {
-    assert_eq!(listed(&[]), [(0, "base:allocation".to_owned())]);
+    assert_eq!(listed(&[]), unnumbered(&BOTH));
 }
 
 #[test]
 fn a_list_finds_by_name_and_by_namespace_and_names_each_once() {
     for queries in [&["base:allocation"][..], &["base:"], &["base:", "base:allocation", "base:"]] {
-        assert_eq!(listed(queries), [(0, "base:allocation".to_owned())]);
+        assert_eq!(listed(queries), unnumbered(&BOTH[..1]));
+    }
+    for queries in [&["memdev:dirty"][..], &["memdev:"], &["memdev:", "memdev:dirty"]] {
+        assert_eq!(listed(queries), unnumbered(&BOTH[1..]));
+    }
+    for queries in
+        [&["memdev:", "base:"][..], &["memdev:dirty", "base:"], &["x:", "base:allocation", "memdev:"]]
+    {
+        assert_eq!(listed(queries), unnumbered(&BOTH));
     }
 }
 
 #[test]
 fn a_list_finds_nothing_else_and_that_is_no_error() {
-    for query in
-        ["", ":", "base", "base:alloc", "base:allocation2", "BASE:", "qemu:", "x-mine:", "base:allocation:"]
-    {
+    for query in [
+        "",
+        ":",
+        "base",
+        "base:alloc",
+        "base:allocation2",
+        "BASE:",
+        "qemu:",
+        "x-mine:",
+        "base:allocation:",
+        "memdev",
+        "memdev:base",
+    ] {
         assert_eq!(listed(&[query]), [], "{query:?}");
     }
 }
@@ -56,17 +85,24 @@ fn a_selection_has_a_number_and_holds_for_its_export() {
     let one = [(crate::proto::META_CONTEXT_BASE_ALLOCATION, "base:allocation".to_owned())];
     assert_eq!(selected(&["base:allocation"]), one);
     assert_eq!(selected(&["qemu:allocation-depth", "base:allocation", "base:allocation"]), one);
+    let other = [(crate::proto::META_CONTEXT_MEMDEV_DIRTY, "memdev:dirty".to_owned())];
+    assert_eq!(selected(&["memdev:dirty"]), other);
+    let both = [one, other].concat();
+    assert_eq!(selected(&["memdev:dirty", "base:allocation"]), both);
+    assert_eq!(selected(&BOTH), both);
 }
 
 #[test]
 fn no_query_and_wildcards_select_nothing() {
-    for queries in [&[][..], &["base:"], &["qemu:dirty-bitmap:x"], &["base:nothing"], &[""]] {
+    for queries in
+        [&[][..], &["base:"], &["memdev:", "base:"], &["qemu:dirty-bitmap:x"], &["base:nothing"], &[""]]
+    {
         assert_eq!(selected(queries), [], "{queries:?}");
     }
 }
 
 #[test]
-fn both_need_structured_replies_first() {
+fn both_need_structured_replies_or_extended_headers_first() {
     let talk = Client::new()
         .list_meta_context("vm", &[])
         .set_meta_context("vm", &["base:allocation"])
@@ -74,14 +110,16 @@ fn both_need_structured_replies_first() {
         .go("vm")
         .talk();
     assert_eq!(talk.types()[..3], [Reply::ErrInvalid, Reply::ErrInvalid, Reply::Ack]);
-    assert!(!talk.negotiated().base_allocation);
+    assert!(talk.negotiated().contexts.is_empty());
+    let talk = Client::new().extended().set_meta_context("vm", &BOTH).go("vm").talk();
+    assert_eq!(talk.negotiated().contexts.len(), 2);
 }
 
 #[test]
 fn the_last_selection_counts() {
     let base = &["base:allocation"];
     let client = Client::new().structured().set_meta_context("vm", base);
-    assert!(!client.clone().set_meta_context("vm", &[]).go("vm").talk().negotiated().base_allocation);
+    assert!(client.clone().set_meta_context("vm", &[]).go("vm").talk().negotiated().contexts.is_empty());
     assert!(
         client
             .set_meta_context("vm", &[])
@@ -89,7 +127,8 @@ fn the_last_selection_counts() {
             .go("vm")
             .talk()
             .negotiated()
-            .base_allocation
+            .contexts
+            .contains(KnownContext::BaseAllocation)
     );
 }
 
@@ -105,28 +144,40 @@ fn a_selection_that_fails_drops_the_one_before() {
     {
         let talk = client.go("vm").talk();
         assert_eq!(talk.types()[3], reply);
-        assert!(!talk.negotiated().base_allocation);
+        assert!(talk.negotiated().contexts.is_empty());
     }
 }
 
 #[test]
 fn listing_drops_nothing() {
     let client = Client::new().structured().set_meta_context("vm", &["base:allocation"]);
-    assert!(client.list_meta_context("vm", &[]).go("vm").talk().negotiated().base_allocation);
+    assert!(
+        client
+            .list_meta_context("vm", &[])
+            .go("vm")
+            .talk()
+            .negotiated()
+            .contexts
+            .contains(KnownContext::BaseAllocation)
+    );
 }
 
 #[test]
 fn a_selection_for_another_export_does_not_hold() {
     let client = Client::new().structured().set_meta_context("größe", &["base:allocation"]);
-    assert!(!client.clone().go("vm").talk().negotiated().base_allocation);
+    assert!(client.clone().go("vm").talk().negotiated().contexts.is_empty());
     // The default export is the same image, but the specification compares names.
-    assert!(!client.set_meta_context("vm", &["base:allocation"]).go("").talk().negotiated().base_allocation);
+    assert!(
+        client.set_meta_context("vm", &["base:allocation"]).go("").talk().negotiated().contexts.is_empty()
+    );
 }
 
 #[test]
 fn a_refused_go_leaves_the_selection() {
     let client = Client::new().structured().set_meta_context("vm", &["base:allocation"]);
-    assert!(client.go("nowhere").go("vm").talk().negotiated().base_allocation);
+    assert!(
+        client.go("nowhere").go("vm").talk().negotiated().contexts.contains(KnownContext::BaseAllocation)
+    );
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! exports, a client that writes options, a reader of what came back.
 
 mod export_name;
+mod extended_headers;
 mod greeting;
 mod info_go;
 mod limits;
@@ -92,6 +93,10 @@ impl Client {
 
     fn structured(self) -> Self {
         self.option(OptionCode::StructuredReply, &[])
+    }
+
+    fn extended(self) -> Self {
+        self.option(OptionCode::ExtendedHeaders, &[])
     }
 
     fn set_meta_context(self, name: &str, queries: &[&str]) -> Self {

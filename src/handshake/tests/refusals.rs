@@ -7,7 +7,6 @@ fn unknown_options_are_unsupported_whatever_their_data() {
     let options = [
         OptionCode::StartTls,
         OptionCode::PeekExport,
-        OptionCode::ExtendedHeaders,
         OptionCode::Other(0),
         OptionCode::Other(12),
         OptionCode::Other(u32::MAX),

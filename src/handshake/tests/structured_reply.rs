@@ -29,6 +29,6 @@ fn masked_it_is_unsupported_and_contexts_with_it() {
     let talk =
         Client::new().structured().set_meta_context("vm", &["base:allocation"]).go("vm").talk_to(knobs);
     assert_eq!(talk.types()[..2], [Reply::ErrUnsup, Reply::ErrInvalid]);
-    let nothing = Negotiated { export_name: "vm".into(), structured_replies: false, base_allocation: false };
+    let nothing = Negotiated { export_name: "vm".into(), ..Negotiated::default() };
     assert_eq!(talk.negotiated(), &nothing);
 }

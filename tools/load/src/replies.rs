@@ -66,6 +66,7 @@ impl Replies {
                     self.simple(header, awaited)?;
                     rest = behind;
                 }
+                ReplyKind::Extended => return Err("an extended reply, which was not agreed on"),
                 ReplyKind::Structured => {
                     let Some((header, behind)) = rest.split_first_chunk() else {
                         self.keep(kept);
