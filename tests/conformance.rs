@@ -4,7 +4,7 @@
 mod support;
 
 use support::haggling::started;
-use support::in_step::{EXPORT, both, serve};
+use support::in_step::{EXPORT, every_style, serve};
 use support::peer::{context_data, info_data, option_bytes};
 use support::server::{Serve, scratch};
 use support::{Chunk, Client, Image, KIB, MIB, Peer, Request, Server, assert_bytes, nbd};
@@ -236,7 +236,7 @@ fn a_refused_request_has_exactly_one_error_and_no_content() {
 #[test]
 fn only_a_read_too_long_for_structured_replies_is_told_eoverflow() {
     let (_dir, _image, server) = serve();
-    both(&server, |client| {
+    every_style(&server, |client| {
         let structured = client.export.flags & nbd::SEND_DF != 0;
         let errno = if structured { nbd::EOVERFLOW } else { nbd::EINVAL };
         client.call(&Request::read(0, 32 * MIB + 1)).fails(errno);
@@ -297,7 +297,7 @@ fn neighbouring_extents_differ_and_are_few_and_round() {
 #[test]
 fn cache_and_flush_leave_what_follows_as_it_was() {
     let (_dir, image, server) = serve();
-    both(&server, |client| {
+    every_style(&server, |client| {
         client.write(4096, b"before");
         let mixed = [
             Request::cache(0, MIB),
