@@ -9,8 +9,10 @@
 //!
 //! A connection stays on the worker that it was given to, and no worker ever waits for anything but its events.
 
+mod accepting;
 mod cold;
 mod connection;
+mod deadlines;
 mod environment;
 mod event_loop;
 mod hold;
