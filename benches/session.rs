@@ -7,7 +7,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use memdev::handshake::Knobs;
 use memdev::net::{Address, Listener};
 use memdev::overlay::BlockSize;
-use memdev::worker::{Server, ServerConfig};
+use memdev::worker::{Limits, Server, ServerConfig};
 use std::io::{self, BufReader, BufWriter, Cursor, Read, Seek, SeekFrom, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -114,6 +114,7 @@ fn session(c: &mut Criterion) {
         block_size: BlockSize::DEFAULT,
         linger: Duration::ZERO,
         knobs: Knobs::default(),
+        limits: Limits::default(),
     })
     .expect("a server");
     let mut group = c.benchmark_group("connect, handshake, first read, disconnect");

@@ -1,5 +1,6 @@
 //! `memdev serve`: offers images until it is told to stop.
 
+mod limits;
 mod signals;
 
 use std::ffi::OsString;
@@ -17,6 +18,7 @@ use memdev::{Result, proto};
 
 use super::image::{self, ImageArg};
 use super::{Failure, duration, size};
+use limits::LimitArgs;
 use signals::StopSignal;
 
 /// More event loops than this is a slip of the finger: the largest machines have fewer CPUs.
@@ -84,6 +86,9 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_WORKERS))]
     workers: Option<u64>,
 
+    #[command(flatten)]
+    limits: LimitArgs,
+
     // For conformance tests of clients, and of our own fallbacks.
     /// Withhold the handshake flags that are not in BITS (decimal, or hexadecimal with 0x)
     #[arg(long, value_name = "BITS", hide = true, value_parser = bits)]
@@ -134,6 +139,7 @@ impl Serve {
                 extended_headers: all.extended_headers && !self.no_extended_headers,
                 ..all
             },
+            limits: self.limits.into_limits(),
         }
     }
 }

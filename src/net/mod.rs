@@ -11,6 +11,7 @@
 
 mod address;
 mod listener;
+mod party;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -18,5 +19,6 @@ mod uri;
 
 pub use address::Address;
 pub use listener::Listener;
-pub use stream::{Peer, PeerKind, Stream};
+pub use party::{Full, Most, Party, Place, Tally};
+pub use stream::{Outlook, Peer, PeerKind, Stream};
 pub use uri::Uri;

@@ -16,6 +16,7 @@ mod arena;
 mod mapping;
 pub mod peer;
 mod span;
+pub(crate) mod tcp;
 
 pub use arena::{Arena, Slot, SlotRun};
 pub use mapping::Mapping;

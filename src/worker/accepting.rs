@@ -1,10 +1,10 @@
 //! How a worker gets its connections: all workers listen to all listeners, and the one that accepts gives the connection
-//! to whoever has the fewest.
+//! to whoever has the fewest. Who has as many connections as it may have is sent away here.
 
 use super::connection::Connection;
 use super::event_loop::{BELL, Worker};
 use super::mailbox::{Message, least_loaded};
-use crate::net::Listener;
+use crate::net::{Full, Listener, Party, Peer};
 use rustix::event::epoll;
 use std::time::{Duration, Instant};
 
@@ -35,7 +35,21 @@ impl Worker {
             let accepted = self.shared.listeners().get(listener).map_or(Ok(None), Listener::accept);
             match accepted {
                 Ok(None) => return,
-                Ok(Some(stream)) => {
+                Ok(Some(mut stream)) => {
+                    match self.shared.connections.enter(Party::of(stream.peer())) {
+                        Ok(place) => stream.keep(place),
+                        Err(full) => {
+                            // At once: in the queue it would keep others waiting who may come in.
+                            self.say_refused(stream.peer(), full);
+                            continue;
+                        }
+                    }
+                    if let Some(time) = self.shared.limits.silent_host.filter(|_| stream.is_tcp())
+                        && let Err(error) = stream.expect_answers_within(time)
+                    {
+                        tracing::debug!(peer = %stream.peer(), %error, "client was gone before it was accepted");
+                        continue;
+                    }
                     let worker = least_loaded(&self.shared.mailboxes, self.index);
                     if worker == self.index {
                         self.add(Connection::new(stream, &self.shared));
@@ -52,6 +66,16 @@ impl Worker {
                     return;
                 }
             }
+        }
+    }
+
+    fn say_refused(&self, peer: &Peer, full: Full) {
+        if let Some(omitted) = self.shared.refused.say() {
+            let flag = match full {
+                Full::All(_) => "--max-connections",
+                Full::Party { .. } => "--max-connections-per-peer",
+            };
+            tracing::warn!(%peer, omitted, "connection refused: of the connections that there may be, {full} ({flag})");
         }
     }
 }

@@ -5,22 +5,25 @@ use super::connection::Connection;
 use super::event_loop::Worker;
 use std::time::{Duration, Instant};
 
-/// A client that has not finished its handshake by then is hung up on.
-pub(super) const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
-
 impl Worker {
     pub(super) fn next_deadline(&self) -> Option<Duration> {
         let handshake = self.handshakes.front().map(|(deadline, _)| *deadline);
         let doubt = self.doubts.front().map(|(time, _)| *time);
-        let soonest = [handshake, doubt, self.accepts_again].into_iter().flatten().min()?;
+        let soonest =
+            [handshake, doubt, self.rounds.next(), self.accepts_again].into_iter().flatten().min()?;
         Some(soonest.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)))
     }
 
     pub(super) fn check_deadlines(&mut self) {
-        if self.handshakes.is_empty() && self.doubts.is_empty() && self.accepts_again.is_none() {
+        if self.handshakes.is_empty()
+            && self.doubts.is_empty()
+            && self.rounds.next().is_none()
+            && self.accepts_again.is_none()
+        {
             return;
         }
         let now = Instant::now();
+        self.go_round(now);
         while let Some(&(time, token)) = self.doubts.front()
             && time <= now
         {

@@ -3,10 +3,10 @@
 use super::Shared;
 use super::cold::Order;
 use super::connection::{Connection, Next, Tools};
-use super::deadlines::HANDSHAKE_TIME;
 use super::hold::GRACE;
 use super::mailbox::{Inbox, Message};
 use super::polling::Polling;
+use super::rounds::Rounds;
 use crate::error::{Error, Result};
 use crate::overlay::Magazine;
 use rustix::event::{Timespec, epoll};
@@ -39,6 +39,8 @@ pub(super) struct Worker {
     pub(super) handshakes: VecDeque<(Instant, u64)>,
     /// Connections to look at again when they may be certain of their client, in that order.
     pub(super) doubts: VecDeque<(Instant, u64)>,
+    /// Connections whose clients may have something to take.
+    pub(super) rounds: Rounds,
     pub(super) accepts_again: Option<Instant>,
     polling: Polling,
     tools: Tools,
@@ -51,6 +53,7 @@ impl Worker {
         epoll::add(&epoll, inbox.bell(), epoll::EventData::new_u64(BELL), epoll::EventFlags::IN)
             .map_err(failed)?;
         let magazine = Magazine::new(Arc::clone(shared.registry.pool()));
+        let rounds = Rounds::new(&shared.limits);
         let first_listener = BELL - shared.listeners().len() as u64;
         let worker = Self {
             index,
@@ -63,6 +66,7 @@ impl Worker {
             again: VecDeque::new(),
             handshakes: VecDeque::new(),
             doubts: VecDeque::new(),
+            rounds,
             accepts_again: None,
             polling: Polling::default(),
             tools: Tools::new(magazine),
@@ -79,7 +83,7 @@ impl Worker {
             let sleep = if !self.again.is_empty() || self.polling.look() {
                 Some(Duration::ZERO)
             } else {
-                self.next_deadline().or((!idle).then_some(IDLE))
+                [self.next_deadline(), (!idle).then_some(IDLE)].into_iter().flatten().min()
             };
             let timeout = sleep.and_then(|sleep| Timespec::try_from(sleep).ok());
             events.clear();
@@ -168,7 +172,9 @@ impl Worker {
             self.count_one_less();
             return;
         }
-        self.handshakes.push_back((Instant::now() + HANDSHAKE_TIME, token));
+        if let Some(time) = self.shared.limits.handshake {
+            self.handshakes.push_back((Instant::now() + time, token));
+        }
         self.connections.insert(token, connection);
         self.drive(token);
     }
@@ -205,6 +211,10 @@ impl Worker {
                 self.doubts.push_back((Instant::now() + GRACE, token));
             }
             _ => {}
+        }
+        if !connection.is_in_rounds && connection.may_be_unread() && self.rounds.are_made() {
+            connection.is_in_rounds = true;
+            self.rounds.add(token);
         }
         if next != connection.waits_for {
             let flags = match next {

@@ -16,19 +16,25 @@ mod deadlines;
 mod environment;
 mod event_loop;
 mod hold;
+mod limits;
 mod mailbox;
 mod memory;
 mod polling;
+mod rounds;
+mod seldom;
+
+pub use limits::Limits;
 
 use crate::base::Source;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handshake::Knobs;
-use crate::net::Listener;
+use crate::net::{Listener, Tally};
 use crate::overlay::{BlockSize, Budget, Pool};
-use crate::session::{Limits, Registry};
+use crate::session::{self, Registry};
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use event_loop::Worker;
 use mailbox::{Inbox, Mailbox};
+use seldom::Seldom;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
@@ -57,6 +63,8 @@ pub struct ServerConfig {
     pub linger: Duration,
     /// What the handshake offers.
     pub knobs: Knobs,
+    /// How much clients may have, and for how long they may keep the server waiting.
+    pub limits: Limits,
 }
 
 /// What all threads of a server share.
@@ -69,6 +77,12 @@ struct Shared {
     cold: Sender<cold::Order>,
     block_size: BlockSize,
     knobs: Knobs,
+    limits: Limits,
+    /// Who is connected.
+    connections: Arc<Tally>,
+    /// The lines about who was refused, and who was hung up on for what it had not read.
+    refused: Seldom,
+    unread: Seldom,
     /// Bytes of input that doubtful connections keep.
     held: Arc<AtomicUsize>,
     stopping: AtomicBool,
@@ -104,11 +118,17 @@ impl Server {
             config.images.iter().map(|(name, path)| Source::open(name, path)).collect::<Result<Vec<_>>>()?;
         let memory = config.memory.unwrap_or_else(memory::default_budget);
         let pool = Pool::new(memory, config.block_size)?;
-        let limits =
-            Limits { session_memory: config.session_memory.unwrap_or(memory), linger: config.linger };
+        let count = config.workers.max(1);
+        // A worker has its epoll and its bell. An image may be replaced, and then is open twice for a while.
+        let others = 2 * count + config.listeners.len() + 2 * config.images.len();
+        let connections = config.limits.most_connections(others)?;
+        let limits = session::Limits {
+            session_memory: config.session_memory.unwrap_or(memory),
+            linger: config.linger,
+            sessions: config.limits.most_sessions(connections),
+        };
         let registry = Registry::new(sources, Arc::clone(&pool), Budget::total(memory), limits);
 
-        let count = config.workers.max(1);
         let (mailboxes, inboxes): (Vec<_>, Vec<_>) =
             (0..count).map(|_| mailbox::open()).collect::<Result<Vec<_>>>()?.into_iter().unzip();
         let (cold, orders) = unbounded();
@@ -119,6 +139,10 @@ impl Server {
             cold,
             block_size: config.block_size,
             knobs: config.knobs,
+            limits: config.limits,
+            connections: Tally::new(connections),
+            refused: Seldom::default(),
+            unread: Seldom::default(),
             held: Arc::default(),
             stopping: AtomicBool::new(false),
         });
