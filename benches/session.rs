@@ -108,6 +108,7 @@ fn session(c: &mut Criterion) {
     let server = Server::start(ServerConfig {
         images: vec![("root".into(), image.path().to_owned())],
         listeners: vec![listener],
+        connections: Vec::new(),
         workers: 1,
         memory: Some(SIZE),
         session_memory: None,

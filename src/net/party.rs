@@ -9,12 +9,14 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crossbeam::channel::{Receiver, Sender, bounded};
+
 use super::{Peer, PeerKind};
 
 /// Unless told otherwise, a party may have so many times what is still free.
 const TIMES_FREE: usize = 3;
 
-/// Who is counted as one. Shown as `user 1000`, `host 192.0.2.1` or `hosts in 2001:db8::/64`.
+/// Who is counted as one. Shown as `user 1000`, `host 192.0.2.1`, `hosts in 2001:db8::/64` or `machine 3`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Party {
@@ -23,6 +25,8 @@ pub enum Party {
     /// A host on the network. For IPv6 a network of the smallest usual size (/64), since whoever has one address there
     /// can have them all.
     Host(IpAddr),
+    /// A virtual machine, or the host of this one.
+    Machine(u32),
 }
 
 impl Party {
@@ -37,6 +41,7 @@ impl Party {
                 }
                 ip => ip,
             }),
+            PeerKind::Vsock { cid, .. } => Self::Machine(cid),
         }
     }
 }
@@ -47,6 +52,7 @@ impl fmt::Display for Party {
             Self::User(uid) => write!(f, "user {uid}"),
             Self::Host(IpAddr::V6(ip)) if !ip.is_loopback() => write!(f, "hosts in {ip}/64"),
             Self::Host(ip) => write!(f, "host {ip}"),
+            Self::Machine(cid) => write!(f, "machine {cid}"),
         }
     }
 }
@@ -81,6 +87,7 @@ pub enum Full {
 pub struct Tally {
     most: Most,
     counts: Mutex<Counts>,
+    empty: (Sender<()>, Receiver<()>),
 }
 
 #[derive(Debug, Default)]
@@ -94,7 +101,7 @@ impl Tally {
     /// A count that begins with nothing.
     #[must_use]
     pub fn new(most: Most) -> Arc<Self> {
-        Arc::new(Self { most, counts: Mutex::default() })
+        Arc::new(Self { most, counts: Mutex::default(), empty: bounded(1) })
     }
 
     /// Takes one for `party`.
@@ -122,6 +129,12 @@ impl Tally {
         self.counts().all
     }
 
+    /// Tells when there were some and none is left, at least once.
+    #[must_use]
+    pub fn empty(&self) -> &Receiver<()> {
+        &self.empty.1
+    }
+
     fn leave(&self, party: Party) {
         let mut counts = self.counts();
         counts.all -= 1;
@@ -130,6 +143,10 @@ impl Tally {
             if *count == 0 {
                 counts.of.remove(&party);
             }
+        }
+        if counts.all == 0 {
+            // When nobody has taken note of the last time, that is told already.
+            let _ = self.empty.0.try_send(());
         }
     }
 
@@ -173,7 +190,9 @@ mod tests {
         let two = all_for(&tally, TWO);
         assert_eq!(two.len(), 2);
         assert_eq!(tally.enter(TWO).unwrap_err(), Full::All(5));
+        assert!(tally.empty().is_empty());
         drop((one, two));
+        assert_eq!(tally.empty().try_recv(), Ok(()));
         assert_eq!((tally.all(), tally.counts().of.len()), (0, 0));
     }
 

@@ -6,10 +6,12 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::net::sockopt;
+use rustix::net::{AddressFamily, SocketType, sockopt};
 
 use super::Place;
-use crate::sys;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::vsock::VsockAddr;
+use crate::sys::{self, inherited};
 
 /// Bytes of replies that the kernel is asked to hold for one unix stream (capped by `net.core.wmem_max`).
 ///
@@ -56,6 +58,53 @@ impl Stream {
         // One that came through a dual-stack socket is an IPv4 peer all the same.
         let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
         Ok(Self { fd, peer: Peer { kind: PeerKind::Tcp { addr } }, place: None })
+    }
+
+    /// Takes over an accepted vsock connection from `addr` that is non-blocking already.
+    pub(super) fn from_vsock(fd: OwnedFd, addr: VsockAddr) -> Self {
+        let kind = PeerKind::Vsock { cid: addr.cid, port: addr.port };
+        Self { fd, peer: Peer { kind }, place: None }
+    }
+
+    /// Takes the connected stream socket that this process was started with as descriptor `number`. Where it was given
+    /// as standard streams too, these are `/dev/null` from then on.
+    ///
+    /// # Errors
+    /// `Invalid` if there is no such descriptor, or if it is no connected stream socket.
+    pub fn inherited(number: i32) -> Result<Self> {
+        let name = format!("descriptor {number}");
+        let cannot = |error: io::Error| match error.kind() {
+            io::ErrorKind::PermissionDenied => unfit(&name, "this process was not started with it"),
+            _ => Error::io("Cannot serve", error).on(&name).advise(FIT),
+        };
+        let fd = inherited::take(number).map_err(cannot)?;
+        let system = |errno: rustix::io::Errno| match errno {
+            rustix::io::Errno::NOTSOCK => unfit(&name, "it is no socket"),
+            rustix::io::Errno::NOTCONN => unfit(&name, "it is not connected"),
+            errno => cannot(errno.into()),
+        };
+        if sockopt::socket_type(&fd).map_err(system)? != SocketType::STREAM {
+            return Err(unfit(&name, "it is no stream socket"));
+        }
+        if sockopt::socket_acceptconn(&fd).map_err(system)? {
+            return Err(unfit(&name, "it listens, and has no client"));
+        }
+        let peer = rustix::net::getpeername(&fd).map_err(system)?;
+        rustix::io::ioctl_fionbio(&fd, true).map_err(system)?;
+        match sockopt::socket_domain(&fd).map_err(system)? {
+            AddressFamily::UNIX => Self::from_unix(fd).map_err(cannot),
+            AddressFamily::INET | AddressFamily::INET6 => {
+                match peer.and_then(|peer| SocketAddr::try_from(peer).ok()) {
+                    Some(addr) => Self::from_tcp(fd, addr).map_err(cannot),
+                    None => Err(unfit(&name, "its peer has no address")),
+                }
+            }
+            AddressFamily::VSOCK => match peer.as_ref().and_then(VsockAddr::from_any) {
+                Some(addr) => Ok(Self::from_vsock(fd, addr)),
+                None => Err(unfit(&name, "its peer has no address")),
+            },
+            _ => Err(unfit(&name, "it is neither a unix nor a TCP nor a vsock socket")),
+        }
     }
 
     /// Keeps `place` as long as the connection is open.
@@ -131,7 +180,13 @@ impl AsFd for Stream {
     }
 }
 
-/// Who is at the other end of a [`Stream`]. Shown as `uid 1000, pid 4711` or `127.0.0.1:43210`.
+const FIT: &str = "give the number of a connected unix, TCP or vsock stream socket";
+
+fn unfit(name: &str, why: &str) -> Error {
+    Error::new(ErrorKind::Invalid, format!("Cannot serve {name}: {why}")).advise(FIT)
+}
+
+/// Who is at the other end of a [`Stream`]. Shown as `uid 1000, pid 4711`, `127.0.0.1:43210` or `vsock:3:1023`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Peer {
@@ -156,6 +211,13 @@ pub enum PeerKind {
         /// Its address and port.
         addr: SocketAddr,
     },
+    /// A virtual machine on this host, or the host of this virtual machine, as the hypervisor vouches for it.
+    Vsock {
+        /// Its context id.
+        cid: u32,
+        /// Its port.
+        port: u32,
+    },
 }
 
 impl Peer {
@@ -164,7 +226,7 @@ impl Peer {
     pub fn uid(&self) -> Option<u32> {
         match self.kind {
             PeerKind::Unix { uid, .. } => Some(uid),
-            PeerKind::Tcp { .. } => None,
+            PeerKind::Tcp { .. } | PeerKind::Vsock { .. } => None,
         }
     }
 }
@@ -174,6 +236,7 @@ impl fmt::Display for Peer {
         match self.kind {
             PeerKind::Unix { uid, pid } => write!(f, "uid {uid}, pid {pid}"),
             PeerKind::Tcp { addr } => addr.fmt(f),
+            PeerKind::Vsock { cid, port } => write!(f, "vsock:{cid}:{port}"),
         }
     }
 }

@@ -17,7 +17,7 @@ const SESSIONS: usize = 1 << 16;
 pub struct Limits {
     /// Connections in all; without a number, as many as there are descriptors for.
     pub connections: Option<usize>,
-    /// Connections of one party (a user, a host); without a number, three times what is still free.
+    /// Connections of one party (a user, a host, a virtual machine); without a number, three times what is still free.
     pub connections_per_peer: Option<usize>,
     /// Sessions in all; without a number 65,536, or one for each connection if that is more.
     pub sessions: Option<usize>,

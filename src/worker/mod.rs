@@ -28,12 +28,12 @@ pub use limits::Limits;
 use crate::base::Source;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handshake::Knobs;
-use crate::net::{Listener, Tally};
+use crate::net::{Listener, Party, Stream, Tally};
 use crate::overlay::{BlockSize, Budget, Pool};
 use crate::session::{self, Registry};
-use crossbeam::channel::{Receiver, Sender, unbounded};
+use crossbeam::channel::{Receiver, Sender, never, unbounded};
 use event_loop::Worker;
-use mailbox::{Inbox, Mailbox};
+use mailbox::{Inbox, Mailbox, Message};
 use seldom::Seldom;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -51,6 +51,8 @@ pub struct ServerConfig {
     pub images: Vec<(String, PathBuf)>,
     /// Where clients come in.
     pub listeners: Vec<Listener>,
+    /// Clients that are there already.
+    pub connections: Vec<Stream>,
     /// Event loops.
     pub workers: usize,
     /// Bytes for all overlays; without it half of the machine's memory, or of what this process may use of it.
@@ -106,6 +108,7 @@ pub struct Server {
     workers: Vec<JoinHandle<()>>,
     helpers: Vec<JoinHandle<()>>,
     tender: Option<JoinHandle<()>>,
+    over: Receiver<()>,
 }
 
 impl Server {
@@ -147,8 +150,9 @@ impl Server {
             stopping: AtomicBool::new(false),
         });
 
-        let mut server = Self { shared, workers: Vec::new(), helpers: Vec::new(), tender: None };
-        match server.start_threads(inboxes, &orders) {
+        let over = if shared.listeners().is_empty() { shared.connections.empty().clone() } else { never() };
+        let mut server = Self { shared, workers: Vec::new(), helpers: Vec::new(), tender: None, over };
+        match server.begin(config.connections).and_then(|()| server.start_threads(inboxes, &orders)) {
             Ok(()) => Ok(server),
             Err(error) => {
                 // Those that were started must not keep the sockets; what they may say is of no interest any more.
@@ -156,6 +160,31 @@ impl Server {
                 Err(error)
             }
         }
+    }
+
+    /// Takes in the clients that are there already.
+    fn begin(&self, connections: Vec<Stream>) -> Result<()> {
+        let shared = &self.shared;
+        for (mut stream, mailbox) in connections.into_iter().zip(shared.mailboxes.iter().cycle()) {
+            let refused =
+                |full| Error::new(ErrorKind::OutOfSpace, format!("No room for a connection: {full}"));
+            let place = shared.connections.enter(Party::of(stream.peer())).map_err(refused)?;
+            stream.keep(place);
+            if let Some(time) = shared.limits.silent_host.filter(|_| stream.is_tcp()) {
+                let failed = |error| Error::io("Cannot set up the connection of", error).on(stream.peer());
+                stream.expect_answers_within(time).map_err(failed)?;
+            }
+            mailbox.load().fetch_add(1, Ordering::Relaxed);
+            mailbox.send(Message::Connection(stream));
+        }
+        Ok(())
+    }
+
+    /// Gets a message when there is nothing to do any more: when the server listens nowhere, and the last of the clients
+    /// that it was started with has left.
+    #[must_use]
+    pub fn over(&self) -> &Receiver<()> {
+        &self.over
     }
 
     fn start_threads(&mut self, inboxes: Vec<Inbox>, orders: &Receiver<cold::Order>) -> Result<()> {
@@ -183,7 +212,7 @@ impl Server {
     /// # Errors
     /// When a thread had panicked.
     pub fn stop(self) -> Result<()> {
-        let Self { shared, workers, helpers, tender } = self;
+        let Self { shared, workers, helpers, tender, over: _ } = self;
         shared.stop_listening();
         shared.registry.stop();
         shared.stopping.store(true, Ordering::Release);

@@ -19,7 +19,7 @@ pub(super) struct LimitArgs {
     #[arg(long, value_name = "N", value_parser = count())]
     max_connections: Option<u64>,
 
-    /// Connections of one user, host or IPv6 network (/64) [default: three times what is left]
+    /// Connections of one user, host, IPv6 network (/64) or virtual machine [default: three times what is left]
     ///
     /// By default nobody can have more than three quarters, so that others always find room.
     #[arg(long, value_name = "N", value_parser = count())]
@@ -32,7 +32,7 @@ pub(super) struct LimitArgs {
     #[arg(long, value_name = "N", value_parser = count())]
     max_sessions: Option<u64>,
 
-    /// Sessions that one user, host or IPv6 network (/64) has made [default: three times what is left]
+    /// Sessions that one user, host, IPv6 network or virtual machine has made [default: three times what is left]
     #[arg(long, value_name = "N", value_parser = count())]
     max_sessions_per_owner: Option<u64>,
 
