@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
@@ -93,8 +94,17 @@ pub struct Tally {
 #[derive(Debug, Default)]
 struct Counts {
     all: usize,
-    /// Of those who have any.
-    of: HashMap<Party, usize>,
+    /// Those who have any.
+    of: HashMap<Party, Arc<Member>>,
+}
+
+/// A party that has some. It keeps the tally that keeps it, until it has none any more.
+#[derive(Debug)]
+struct Member {
+    tally: Arc<Tally>,
+    party: Party,
+    /// Changed under the lock on the counts.
+    has: AtomicUsize,
 }
 
 impl Tally {
@@ -113,14 +123,16 @@ impl Tally {
         if counts.all >= self.most.all {
             return Err(Full::All(self.most.all));
         }
-        let has = counts.of.get(&party).copied().unwrap_or(0);
+        let has = counts.of.get(&party).map_or(0, |member| member.has.load(Ordering::Relaxed));
         let most = self.most.each.unwrap_or_else(|| (self.most.all - counts.all).saturating_mul(TIMES_FREE));
         if has >= most {
             return Err(Full::Party { party, has });
         }
         counts.all += 1;
-        counts.of.insert(party, has + 1);
-        Ok(Place { tally: Arc::clone(self), party })
+        let new = || Arc::new(Member { tally: Arc::clone(self), party, has: AtomicUsize::new(0) });
+        let member = counts.of.entry(party).or_insert_with(new);
+        member.has.store(has + 1, Ordering::Relaxed);
+        Ok(Place { member: Arc::clone(member) })
     }
 
     /// How many there are.
@@ -135,14 +147,11 @@ impl Tally {
         &self.empty.1
     }
 
-    fn leave(&self, party: Party) {
+    fn leave(&self, member: &Member) {
         let mut counts = self.counts();
         counts.all -= 1;
-        if let Some(count) = counts.of.get_mut(&party) {
-            *count -= 1;
-            if *count == 0 {
-                counts.of.remove(&party);
-            }
+        if member.has.fetch_sub(1, Ordering::Relaxed) == 1 {
+            counts.of.remove(&member.party);
         }
         if counts.all == 0 {
             // When nobody has taken note of the last time, that is told already.
@@ -156,16 +165,15 @@ impl Tally {
     }
 }
 
-/// One that was counted; dropping it gives it back.
+/// One that was counted; dropping it gives it back. No larger than a pointer, as everything that is counted has one.
 #[derive(Debug)]
 pub struct Place {
-    tally: Arc<Tally>,
-    party: Party,
+    member: Arc<Member>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.tally.leave(self.party);
+        self.member.tally.leave(&self.member);
     }
 }
 
