@@ -7,7 +7,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use memdev::handshake::Knobs;
 use memdev::net::{Address, Listener};
 use memdev::overlay::BlockSize;
-use memdev::worker::{Server, ServerConfig};
+use memdev::worker::{Limits, Server, ServerConfig};
 use std::io::{self, BufReader, BufWriter, Cursor, Read, Seek, SeekFrom, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -108,12 +108,14 @@ fn session(c: &mut Criterion) {
     let server = Server::start(ServerConfig {
         images: vec![("root".into(), image.path().to_owned())],
         listeners: vec![listener],
+        connections: Vec::new(),
         workers: 1,
         memory: Some(SIZE),
         session_memory: None,
         block_size: BlockSize::DEFAULT,
         linger: Duration::ZERO,
         knobs: Knobs::default(),
+        limits: Limits::default(),
     })
     .expect("a server");
     let mut group = c.benchmark_group("connect, handshake, first read, disconnect");

@@ -7,7 +7,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use memdev::base::Source;
 use memdev::cow::Piece;
 use memdev::handshake::Negotiated;
-use memdev::net::{Address, Listener};
+use memdev::net::{Address, Listener, Most};
 use memdev::overlay::Magazine;
 use memdev::proto::{Command, CommandFlags, Cookie, Request, SIMPLE_REPLY_SIZE};
 use memdev::session::{Limits, Registry};
@@ -88,7 +88,11 @@ impl Line {
         let (file, memory) = (image_file(), Memory::new());
         let source = Source::open("root", file.path()).expect("an image");
         source.latest().warm(0..SIZE).expect("an image that can be read");
-        let limits = Limits { session_memory: 2 * SIZE, linger: Duration::ZERO };
+        let limits = Limits {
+            session_memory: 2 * SIZE,
+            linger: Duration::ZERO,
+            sessions: Most { all: 1, each: None },
+        };
         let (pool, total) = (Arc::clone(&memory.pool), Arc::clone(&memory.total));
         let registry = Registry::new(vec![source], Arc::clone(&pool), total, limits);
         let folder = tempfile::tempdir().expect("a folder");

@@ -5,6 +5,7 @@ pub mod client;
 pub mod cow;
 pub mod error;
 pub mod handshake;
+pub mod limits;
 pub mod net;
 pub mod overlay;
 pub mod proto;

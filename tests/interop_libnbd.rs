@@ -32,6 +32,8 @@ fn map_of(context: &str, uri: &str) -> Vec<(u64, u64, u64)> {
     runs
 }
 
+const MEMDEV: &str = env!("CARGO_BIN_EXE_memdev");
+
 const DATA: u64 = 0;
 const HOLE_AND_ZERO: u64 = 3;
 
@@ -220,4 +222,23 @@ fn python_client_haggles() {
     let server = Server::of(&Image::random(dir.path().join("disk.img"), MIB, 7));
     libnbd_script("haggling.py", &[server.socket().to_str().expect("text"), "disk"]);
     server.stop();
+}
+
+#[test]
+fn python_client_starts_its_own_server() {
+    let dir = scratch();
+    let image = Image::random(dir.path().join("disk.img"), MIB, 8);
+    libnbd_script("started_by_client.py", &[MEMDEV, image.path.to_str().expect("text")]);
+}
+
+#[test]
+fn nbdinfo_and_nbdcopy_start_their_own_server() {
+    let dir = scratch();
+    let image = Image::random(dir.path().join("disk.img"), 24 * MIB + 512, 9);
+    let path = image.path.to_str().expect("text");
+    let info = nbdinfo(&["--", "[", MEMDEV, "serve", path, "]"]);
+    assert_eq!(info["exports"][0]["export-size"], image.size);
+    let out = dir.path().join("out.img");
+    run("nbdcopy", ["--", "[", MEMDEV, "serve", path, "]", out.to_str().expect("text")]);
+    assert_same(&out, &image.path);
 }

@@ -48,7 +48,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Serve(serve::Serve),
+    // Boxed: it has many options, the others few.
+    Serve(Box<serve::Serve>),
     Info(info::Info),
     Map(map::Map),
     #[command(hide = true)]
@@ -92,7 +93,7 @@ fn parse_and_run() -> Result<(), Failure> {
     };
     log::start(cli.verbose).map_err(Failure::Usage)?;
     match cli.command {
-        Command::Serve(args) => serve::run(args)?,
+        Command::Serve(args) => serve::run(*args)?,
         Command::Info(args) => info::run(&args)?,
         Command::Map(args) => map::run(&args)?,
         Command::Generate(args) => generate::run(&args)?,

@@ -1,6 +1,9 @@
 //! `memdev serve`: offers images until it is told to stop.
 
+mod limits;
+mod notify;
 mod signals;
+mod ways;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -8,16 +11,19 @@ use std::num::NonZero;
 use std::time::Duration;
 
 use clap::Args;
-use clap::builder::{OsStringValueParser, PathBufValueParser, TypedValueParser};
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use memdev::Result;
 use memdev::handshake::Knobs;
-use memdev::net::{Address, Listener};
+use memdev::net::Listener;
 use memdev::overlay::BlockSize;
 use memdev::worker::{Server, ServerConfig};
-use memdev::{Result, proto};
 
 use super::image::{self, ImageArg};
 use super::{Failure, duration, size};
+use limits::LimitArgs;
+use notify::Notifier;
 use signals::StopSignal;
+use ways::{Ways, WaysIn};
 
 /// More event loops than this is a slip of the finger: the largest machines have fewer CPUs.
 const MAX_WORKERS: u64 = 1024;
@@ -36,8 +42,8 @@ const MAX_WORKERS: u64 = 1024;
         memdev serve golden=/srv/debian-12.raw --unix /run/memdev.sock\n      \
             as export 'golden' for this user's processes on this machine:\n      \
             nbdcopy 'nbd+unix:///golden?socket=/run/memdev.sock' copy.img\n\n  \
-        memdev serve a.img b.img --tcp '[::]:10809' --memory 16G --session-memory 2G\n      \
-            two images for the network; all sessions together may take 16 GiB, each 2 GiB\n\n\
+        memdev serve a.img b.img --tcp '[::]:10809' --insecure --memory 16G --session-memory 2G\n      \
+            two images for a network that is trusted; all sessions may take 16 GiB, each 2 GiB\n\n\
         Sizes are bytes, or have a unit: 64K, 512M, 8G, 1.5T (all binary, K is 1024).\n\
         Durations have a unit, too: 500ms, 30s, 2m, 1h."
 )]
@@ -49,18 +55,8 @@ pub(crate) struct Serve {
     #[arg(value_name = "[NAME=]IMAGE", required = true, value_parser = OsStringValueParser::new().try_map(image_arg))]
     images: Vec<ImageArg>,
 
-    /// Listen on a unix socket (repeatable); only its owner can connect
-    ///
-    /// A socket that a dead server left behind is replaced. The socket is removed when the server ends.
-    #[arg(long, value_name = "PATH", value_parser = PathBufValueParser::new().try_map(Address::unix))]
-    unix: Vec<Address>,
-
-    /// Listen on a TCP address (repeatable) [default: 127.0.0.1:10809]
-    ///
-    /// That is HOST:PORT; IPv6 in brackets, as [::1]:10809. Without a port it is 10809; port 0 lets the system choose
-    /// one, which is then shown. There is no encryption: whoever can connect can read the images.
-    #[arg(long, value_name = "HOST:PORT", value_parser = Address::tcp)]
-    tcp: Vec<Address>,
+    #[command(flatten)]
+    ways: Ways,
 
     /// Memory for what all sessions write [default: half of the machine's]
     ///
@@ -84,6 +80,9 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_WORKERS))]
     workers: Option<u64>,
 
+    #[command(flatten)]
+    limits: LimitArgs,
+
     // For conformance tests of clients, and of our own fallbacks.
     /// Withhold the handshake flags that are not in BITS (decimal, or hexadecimal with 0x)
     #[arg(long, value_name = "BITS", hide = true, value_parser = bits)]
@@ -100,29 +99,35 @@ pub(crate) struct Serve {
 
 pub(crate) fn run(args: Serve) -> Result<(), Failure> {
     image::check_distinct(&args.images).map_err(Failure::Usage)?;
+    // First of all, while there are neither threads nor descriptors of our own.
+    let inherited = args.ways.take_inherited()?;
+    let notifier = Notifier::from_environment();
     // From here on a signal ends the server in good order, with its sockets removed.
     let stop = StopSignal::watch()?;
     raise_descriptor_limit();
-    let listeners = listen(&args)?;
-    let uris: Vec<String> = listeners.iter().map(Listener::uri).collect();
-    let server = Server::start(args.into_config(listeners))?;
+    let ways_in = args.ways.open(inherited)?;
+    let uris: Vec<String> = ways_in.listeners.iter().map(Listener::uri).collect();
+    let server = Server::start(args.into_config(ways_in))?;
     for uri in uris {
         // With stderr closed nobody wants to know.
         let _ = writeln!(io::stderr(), "listening on {uri}");
     }
+    notifier.ready();
     // Outside of the log's macro, which does not look at its arguments when it has nothing to log.
-    let signal = stop.wait();
-    tracing::info!("Stopping on {signal}");
+    let reason = stop.wait(server.over());
+    tracing::info!("Stopping on {reason}");
+    notifier.stopping();
     Ok(server.stop()?)
 }
 
 impl Serve {
-    fn into_config(self, listeners: Vec<Listener>) -> ServerConfig {
+    fn into_config(self, ways_in: WaysIn) -> ServerConfig {
         let cpus = || std::thread::available_parallelism().map_or(1, NonZero::get);
         let all = Knobs::default();
         ServerConfig {
             images: self.images.into_iter().map(|image| (image.name, image.path)).collect(),
-            listeners,
+            listeners: ways_in.listeners,
+            connections: ways_in.connections,
             workers: self.workers.and_then(|n| usize::try_from(n).ok()).unwrap_or_else(cpus),
             memory: self.memory,
             session_memory: self.session_memory,
@@ -134,21 +139,9 @@ impl Serve {
                 extended_headers: all.extended_headers && !self.no_extended_headers,
                 ..all
             },
+            limits: self.limits.into_limits(),
         }
     }
-}
-
-fn listen(args: &Serve) -> Result<Vec<Listener>> {
-    let default = Address::Tcp { host: "127.0.0.1".into(), port: proto::DEFAULT_PORT };
-    let mut addresses: Vec<&Address> = args.unix.iter().chain(&args.tcp).collect();
-    if addresses.is_empty() {
-        addresses.push(&default);
-    }
-    let mut listeners = Vec::new();
-    for address in addresses {
-        listeners.extend(Listener::bind_all(address)?);
-    }
-    Ok(listeners)
 }
 
 /// A connection is a descriptor, and the usual soft limit is 1,024 of them; the hard limit is the administrator's word.
@@ -205,6 +198,6 @@ mod tests {
     #[test]
     fn help_states_the_limits_that_hold() {
         assert_eq!((BlockSize::MIN, BlockSize::MAX, BlockSize::DEFAULT.bytes()), (4 << 10, 1 << 20, 4 << 10));
-        assert_eq!(proto::DEFAULT_PORT, 10809);
+        assert_eq!(memdev::proto::DEFAULT_PORT, 10809);
     }
 }

@@ -1,12 +1,17 @@
 //! A blocking connection, and what can be read from it.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::Address;
+use crate::sys::vsock::VsockAddr;
 
 /// A server that takes longer to accept or to answer is taken for dead.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -53,7 +58,23 @@ impl Socket {
                 stream.set_nodelay(true).map_err(cannot)?;
                 Ok(Self::new(stream))
             }
+            Address::Vsock { cid, port } => Self::connect_vsock(*cid, *port).map_err(|error| {
+                // It was the kernel's patience that ended, not ours.
+                Error::io("Cannot connect to", error)
+                    .on(address)
+                    .advise("check that a server is running there")
+            }),
         }
+    }
+
+    fn connect_vsock(cid: u32, port: u32) -> io::Result<Self> {
+        let flags = SocketFlags::CLOEXEC;
+        let socket = rustix::net::socket_with(AddressFamily::VSOCK, SocketType::STREAM, flags, None)?;
+        set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
+        set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
+        // How long it takes to find nobody there is the kernel's to say: 2 seconds.
+        rustix::net::connect(&socket, &VsockAddr { cid, port })?;
+        Ok(Self::new(File::from(socket)))
     }
 
     pub(super) fn send(&mut self, bytes: &[u8]) -> Result<()> {

@@ -11,12 +11,10 @@
 //! base.
 
 use super::Device;
+use crate::limits::PAYLOAD_WINDOW_BYTES as WINDOW;
 use crate::overlay::{Magazine, Outcome, is_zero};
 use crate::sys::{KernelSpanMut, Slot};
 use std::ops::Range;
-
-/// Bytes that are received ahead of publication.
-const WINDOW: u64 = 256 << 10;
 
 /// The payload for part of one block.
 #[derive(Debug)]

@@ -27,9 +27,21 @@ pub enum Address {
         /// The port; 0 lets the kernel choose one when listening.
         port: u16,
     },
+    /// A port of a virtual machine, or of its host (`AF_VSOCK`).
+    Vsock {
+        /// The machine's context id: 2 is the host; [`Address::ANY_CID`] stands for any of this machine's own.
+        cid: u32,
+        /// The port; 0 lets the kernel choose one when listening.
+        port: u32,
+    },
 }
 
 impl Address {
+    /// The context id that stands for any of this machine's own (`VMADDR_CID_ANY`).
+    pub const ANY_CID: u32 = u32::MAX;
+    /// The context id of the host, seen from a virtual machine (`VMADDR_CID_HOST`).
+    pub const HOST_CID: u32 = 2;
+
     /// The unix socket at `path`.
     ///
     /// # Errors
@@ -103,16 +115,40 @@ impl Address {
         };
         Ok(Self::Tcp { host: host.to_owned(), port })
     }
+
+    /// The vsock address to listen on that is written `CID:PORT`, or `PORT` for every context id of this machine.
+    ///
+    /// # Errors
+    /// `Invalid` if it is written in no such way.
+    pub fn vsock(text: &str) -> Result<Self> {
+        let (cid, port) = match text.split_once(':') {
+            Some((cid, port)) => (number(cid), number(port)),
+            None => (Some(Self::ANY_CID), number(text)),
+        };
+        match (cid, port) {
+            // The highest port stands for any, which is written 0 here as with TCP.
+            (Some(cid), Some(port)) if port < u32::MAX => Ok(Self::Vsock { cid, port }),
+            _ => Err(Error::new(ErrorKind::Invalid, format!("No vsock address: '{text}'"))
+                .advise("write PORT or CID:PORT, both numbers, as 10809 or 3:10809")),
+        }
+    }
+}
+
+/// A decimal number of nothing but digits.
+pub(super) fn number(digits: &str) -> Option<u32> {
+    digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
 }
 
 impl fmt::Display for Address {
-    /// The address as an NBD URI without an export: `nbd://127.0.0.1:10809`, `nbd+unix:///?socket=/run/memdev.sock`.
+    /// The address as an NBD URI without an export: `nbd://127.0.0.1:10809`, `nbd+unix:///?socket=/run/memdev.sock`,
+    /// `nbd+vsock://3:10809`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix(path) => {
                 write!(f, "nbd+unix:///?socket={}", percent_encode(path.as_os_str()))
             }
             Self::Tcp { host, port } => write!(f, "nbd://{}", authority(host, *port)),
+            Self::Vsock { cid, port } => write!(f, "nbd+vsock://{cid}:{port}"),
         }
     }
 }
@@ -184,5 +220,22 @@ mod tests {
         assert!(error.to_string().contains("has 108 bytes and may have 107"), "{error}");
         assert!(Address::unix("").is_err());
         assert!(Address::unix("a\0b").is_err());
+    }
+    #[test]
+    fn vsock_addresses_are_numbers() {
+        for (text, cid, port, uri) in [
+            ("10809", Address::ANY_CID, 10809, "nbd+vsock://4294967295:10809"),
+            ("3:10809", 3, 10809, "nbd+vsock://3:10809"),
+            ("2:0", 2, 0, "nbd+vsock://2:0"),
+            ("4294967295:4294967294", Address::ANY_CID, u32::MAX - 1, "nbd+vsock://4294967295:4294967294"),
+        ] {
+            let address = Address::vsock(text).unwrap();
+            assert_eq!(address, Address::Vsock { cid, port }, "{text}");
+            assert_eq!(address.to_string(), uri);
+        }
+        for text in ["", ":", "3:", ":1", "host:1", "+3:1", "3:-1", "1:2:3", "4294967296:1", "3:4294967295"] {
+            let error = Address::vsock(text).expect_err(text);
+            assert!(error.to_string().contains("write PORT or CID:PORT"), "{text}: {error}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Bound sockets that accept clients, and the care of unix socket files.
 
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 use crate::error::{Error, Result};
+use crate::sys::vsock::{self, VsockAddr};
 
 use super::{Address, Stream};
 
@@ -19,21 +20,26 @@ use super::{Address, Stream};
 /// should wait a moment rather than be refused.
 const BACKLOG: i32 = 4096;
 
-/// Who may connect to a unix socket: its owner. A named session belongs to a uid, but an image's content is for whoever
-/// can connect.
-const UNIX_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
-
-/// A bound, listening socket. Dropping it closes it and removes its socket file.
+/// A bound, listening socket. Dropping it closes it and removes its socket file, if it made it.
 #[derive(Debug)]
 pub struct Listener {
     // Before `fd`, so that it is dropped while the socket still listens: until then, no other server can take the file
     // for a stale one and put its own in its place, and the file removed is certain to be ours.
     _file: Option<SocketFile>,
-    fd: OwnedFd,
-    address: Address,
+    pub(super) fd: OwnedFd,
+    pub(super) address: Address,
 }
 
 impl Listener {
+    /// Who may connect to a unix socket unless told otherwise, as the mode of its file: its owner. A named session
+    /// belongs to a uid, but an image's content is for whoever can connect.
+    pub const UNIX_MODE: u32 = 0o600;
+
+    /// A listener on a socket that somebody else has bound, and whose file is theirs.
+    pub(super) fn adopted(fd: OwnedFd, address: Address) -> Self {
+        Self { _file: None, fd, address }
+    }
+
     /// Listens on `address`; if its host has several addresses, on the first that can be bound. A stale unix socket file
     /// (one that nobody listens on) is replaced.
     ///
@@ -42,7 +48,10 @@ impl Listener {
     /// system says.
     pub fn bind(address: &Address) -> Result<Self> {
         match address {
-            Address::Unix(path) => Self::bind_unix(path),
+            Address::Unix(path) => Self::bind_unix(path, Self::UNIX_MODE),
+            Address::Vsock { cid, port } => {
+                Self::bind_vsock(*cid, *port).map_err(|errno| explain_vsock(address, errno))
+            }
             Address::Tcp { host, port } => {
                 let mut result = Err(no_address(address));
                 for addr in resolve(address, host, *port)? {
@@ -80,6 +89,26 @@ impl Listener {
         if listeners.is_empty() { Err(absent) } else { Ok(listeners) }
     }
 
+    /// Listens on a unix socket whose file has the permission bits of `mode` from its first moment on.
+    ///
+    /// # Errors
+    /// As [`Listener::bind`].
+    pub fn bind_unix_with(path: &Path, mode: u32) -> Result<Self> {
+        Self::bind_unix(path, mode)
+    }
+
+    /// Whether nobody but this machine, and the machines that run on it or that it runs on, can connect.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        match &self.address {
+            Address::Unix(_) | Address::Vsock { .. } => true,
+            // Without its zone: only link-local addresses have one, and these are not loopback.
+            Address::Tcp { host, .. } => {
+                host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback())
+            }
+        }
+    }
+
     /// Where it listens: an absolute path, or a numeric address with its real port.
     #[must_use]
     pub fn address(&self) -> &Address {
@@ -112,6 +141,10 @@ impl Listener {
                     Some(addr) => Stream::from_tcp(fd, addr),
                     None => continue,
                 },
+                Address::Vsock { .. } => match addr.as_ref().and_then(VsockAddr::from_any) {
+                    Some(addr) => Ok(Stream::from_vsock(fd, addr)),
+                    None => continue,
+                },
             };
             match stream {
                 Ok(stream) => return Ok(Some(stream)),
@@ -128,15 +161,20 @@ impl Listener {
         rustix::net::bind(&fd, &addr)?;
         rustix::net::listen(&fd, BACKLOG)?;
         let bound = SocketAddr::try_from(rustix::net::getsockname(&fd)?)?;
-        // The scope of a link-local address (`fe80::1%eth0`) is not in `ip()`, but in the address as a whole.
-        let host = match bound {
-            SocketAddr::V6(v6) if v6.scope_id() != 0 => format!("{}%{}", v6.ip(), v6.scope_id()),
-            _ => bound.ip().to_string(),
-        };
-        Ok(Self { _file: None, fd, address: Address::Tcp { host, port: bound.port() } })
+        Ok(Self { _file: None, fd, address: tcp_address(bound) })
     }
 
-    fn bind_unix(path: &Path) -> Result<Self> {
+    fn bind_vsock(cid: u32, port: u32) -> rustix::io::Result<Self> {
+        let fd = new_socket(AddressFamily::VSOCK)?;
+        let port = if port == 0 { u32::MAX } else { port };
+        rustix::net::bind(&fd, &VsockAddr { cid, port })?;
+        rustix::net::listen(&fd, BACKLOG)?;
+        let bound = VsockAddr::from_any(&rustix::net::getsockname(&fd)?).ok_or(Errno::INVAL)?;
+        Ok(Self { _file: None, fd, address: vsock_address(bound) })
+    }
+
+    fn bind_unix(path: &Path, mode: u32) -> Result<Self> {
+        let mode = Mode::from_raw_mode(mode);
         let fail = |errno: Errno| explain_unix(path, errno);
         let sockaddr = SocketAddrUnix::new(path).map_err(fail)?;
         let absolute = std::path::absolute(path).map_err(|error| cannot_listen(path, error))?;
@@ -152,13 +190,13 @@ impl Listener {
         let fd = new_socket(AddressFamily::UNIX).map_err(fail)?;
         // The file is made with the mode of the socket's own inode (less the umask), so it is private from its first
         // moment on, which no chmod after the bind could promise.
-        rustix::fs::fchmod(&fd, UNIX_MODE).map_err(fail)?;
+        rustix::fs::fchmod(&fd, mode).map_err(fail)?;
         rustix::net::bind(&fd, &sockaddr).map_err(fail)?;
         let stat = rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW).map_err(fail)?;
         let file = SocketFile { path: absolute.clone(), dev: stat.st_dev, ino: stat.st_ino };
-        if Mode::from_raw_mode(stat.st_mode) != UNIX_MODE {
-            // A strange umask or file system. Nobody can connect before the listen below.
-            rustix::fs::chmod(path, UNIX_MODE).map_err(fail)?;
+        if Mode::from_raw_mode(stat.st_mode) != mode {
+            // The umask takes away, and a file system may be strange. Nobody can connect before the listen below.
+            rustix::fs::chmod(path, mode).map_err(fail)?;
         }
         rustix::net::listen(&fd, BACKLOG).map_err(fail)?;
         Ok(Self { _file: Some(file), fd, address: Address::Unix(absolute) })
@@ -187,6 +225,26 @@ impl Drop for SocketFile {
             tracing::warn!(path = %self.path.display(), %error, "Cannot remove the socket file");
         }
     }
+}
+
+/// The address of a bound TCP socket.
+pub(super) fn tcp_address(bound: SocketAddr) -> Address {
+    // The scope of a link-local address (`fe80::1%eth0`) is not in `ip()`, but in the address as a whole.
+    let host = match bound {
+        SocketAddr::V6(v6) if v6.scope_id() != 0 => format!("{}%{}", v6.ip(), v6.scope_id()),
+        _ => bound.ip().to_string(),
+    };
+    Address::Tcp { host, port: bound.port() }
+}
+
+/// The address of a bound vsock socket. One that is bound to any context id is shown with the one that others know this
+/// machine by, where it has one.
+pub(super) fn vsock_address(bound: VsockAddr) -> Address {
+    let cid = match bound.cid {
+        Address::ANY_CID => vsock::local_cid().unwrap_or(Address::ANY_CID),
+        cid => cid,
+    };
+    Address::Vsock { cid, port: bound.port }
 }
 
 fn new_socket(family: AddressFamily) -> rustix::io::Result<OwnedFd> {
@@ -287,6 +345,17 @@ fn explain_tcp(address: &Address, errno: Errno) -> Error {
         Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT => {
             error.advise("choose an address of this machine, as 127.0.0.1")
         }
+        Errno::ACCESS => error.advise("choose a port of 1024 or above"),
+        _ => error,
+    }
+}
+
+fn explain_vsock(address: &Address, errno: Errno) -> Error {
+    let error = Error::io("Cannot listen on", errno).on(address);
+    match errno {
+        Errno::ADDRINUSE => error.advise("stop the server there or choose another port"),
+        Errno::ADDRNOTAVAIL => error.advise("give the port alone, without a CID, or the CID of this machine"),
+        Errno::AFNOSUPPORT => error.advise("load the kernel's vsock module"),
         Errno::ACCESS => error.advise("choose a port of 1024 or above"),
         _ => error,
     }

@@ -5,12 +5,17 @@
 //!   Uri (address + export)                       └─ Peer: who is at the other end
 //! ```
 //!
+//! Besides binding them, a process may be started with sockets: listeners of a service manager ([`Listener::inherited`])
+//! or one connection ([`Stream::inherited`]).
+//!
 //! This room makes sockets ready (non-blocking, close-on-exec, options set) and says who is at the other end; it moves no
 //! bytes and knows nothing of NBD but how its addresses are written. The invariant it keeps: a unix socket file that
 //! exists because of a [`Listener`] is removed with it, and no file of anybody else's ever is.
 
 mod address;
+mod inherited;
 mod listener;
+mod party;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -18,5 +23,6 @@ mod uri;
 
 pub use address::Address;
 pub use listener::Listener;
-pub use stream::{Peer, PeerKind, Stream};
+pub use party::{Full, Most, Party, Place, Tally};
+pub use stream::{Outlook, Peer, PeerKind, Stream};
 pub use uri::Uri;

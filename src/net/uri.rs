@@ -8,7 +8,8 @@ use std::str::FromStr;
 
 use crate::error::{Error, ErrorKind, Result};
 
-use super::address::{Address, authority};
+use super::address::{Address, authority, number};
+use crate::proto::DEFAULT_PORT;
 
 /// What a client connects to: an address and an export there (the empty name is the server's default export).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -33,7 +34,8 @@ impl Uri {
 impl FromStr for Uri {
     type Err = Error;
 
-    /// Reads `nbd://HOST[:PORT]/EXPORT` and `nbd+unix:///EXPORT?socket=PATH`.
+    /// Reads `nbd://HOST[:PORT]/EXPORT`, `nbd+unix:///EXPORT?socket=PATH` and, as libnbd has it,
+    /// `nbd+vsock://[CID[:PORT]]/EXPORT` (without a CID it is the host of this virtual machine).
     ///
     /// # Errors
     /// `Invalid` if it is no such URI, `Unsupported` if it asks for TLS or for a transport this client has not.
@@ -69,7 +71,16 @@ impl FromStr for Uri {
             "nbd+unix" => {
                 Address::unix(socket.filter(|s| !s.is_empty()).ok_or_else(|| invalid("No 'socket='"))?)?
             }
-            "nbds" | "nbds+unix" | "nbds+vsock" | "nbd+vsock" => {
+            "nbd+vsock" => {
+                let (cid, port) = host.split_once(':').map_or((host, None), |(cid, port)| (cid, Some(port)));
+                let cid = if cid.is_empty() { Some(Address::HOST_CID) } else { number(cid) };
+                let port = port.map_or(Some(u32::from(DEFAULT_PORT)), number);
+                match (cid, port) {
+                    (Some(cid), Some(port)) => Address::Vsock { cid, port },
+                    _ => return Err(invalid("Something other than the numbers CID:PORT")),
+                }
+            }
+            "nbds" | "nbds+unix" | "nbds+vsock" => {
                 return Err(Error::new(
                     ErrorKind::Unsupported,
                     format!("No support for {scheme}:// in '{text}'"),
@@ -91,6 +102,7 @@ impl fmt::Display for Uri {
                 write!(f, "nbd+unix:///{export}?socket={}", percent_encode(path.as_os_str()))
             }
             Address::Tcp { host, port } => write!(f, "nbd://{}/{export}", authority(host, *port)),
+            Address::Vsock { cid, port } => write!(f, "nbd+vsock://{cid}:{port}/{export}"),
         }
     }
 }
@@ -138,6 +150,7 @@ mod tests {
             "nbd+unix:///?socket=/run/memdev.sock",
             "nbd+unix:///a%20b/c?socket=/run/my%20disk.sock",
             "nbd+unix:///?socket=relative.sock",
+            "nbd+vsock://3:10809/root",
         ] {
             let uri: Uri = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
             assert_eq!(uri.to_string(), text);
@@ -153,6 +166,12 @@ mod tests {
         assert_eq!(uri.export, "");
         let uri: Uri = "NBD+unix:///?tls-type=x&socket=%2Frun%2fs".parse().unwrap();
         assert_eq!(uri.address, Address::unix("/run/s").unwrap());
+        for (text, cid, port) in
+            [("nbd+vsock:///", 2, 10809), ("nbd+vsock://5/x", 5, 10809), ("nbd+vsock://:7/", 2, 7)]
+        {
+            let uri: Uri = text.parse().unwrap();
+            assert_eq!(uri.address, Address::Vsock { cid, port }, "{text}");
+        }
     }
 
     #[test]
@@ -164,6 +183,8 @@ mod tests {
             ("nbd+unix:///x", "No 'socket='"),
             ("nbd+unix:///x?socket=", "No 'socket='"),
             ("nbd+unix://host/x?socket=/s", "takes none"),
+            ("nbd+vsock://host/x", "CID:PORT"),
+            ("nbd+vsock://3:x/", "CID:PORT"),
             ("nbd://h:1/%zz", "Bad % escape"),
             ("nbd://h:1/%", "Bad % escape"),
             ("nbd://h:1/%ff", "not UTF-8"),

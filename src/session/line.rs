@@ -68,11 +68,13 @@ impl Line {
     }
 
     /// Whether the client has hung up. Over a unix socket the kernel knows one that is gone from one that only sends no
-    /// more and still waits for its replies; over TCP both look the same, and are taken as gone.
+    /// more and still waits for its replies; over TCP and vsock both look the same, and are taken as gone.
     fn peer_is_gone(&self) -> bool {
         let gone = match self.stream.peer().kind {
             PeerKind::Unix { .. } => PollFlags::HUP | PollFlags::ERR,
-            PeerKind::Tcp { .. } => PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR,
+            PeerKind::Tcp { .. } | PeerKind::Vsock { .. } => {
+                PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR
+            }
         };
         let mut fds = [PollFd::new(&*self.stream, PollFlags::RDHUP)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -82,14 +84,14 @@ impl Line {
     /// Somebody attaches to the session: if this line's client is gone, what it left behind must not be done any more.
     /// Waits for the turn that is held, if any.
     ///
-    /// A unix socket tells at once that its client is gone. A TCP socket tells it behind everything that the client
-    /// had still sent, which may be more than fits here; so a line with anything unread on it is doubtful until its
-    /// worker has read on and seen what is behind.
+    /// A unix socket tells at once that its client is gone. A TCP or vsock socket tells it behind everything that the
+    /// client had still sent, which may be more than fits here; so a line with anything unread on it is doubtful until
+    /// its worker has read on and seen what is behind.
     pub(super) fn somebody_attaches(&self) {
         let mut standing = self.lock();
         if self.peer_is_gone() {
             *standing = Standing::Fenced;
-        } else if matches!(self.stream.peer().kind, PeerKind::Tcp { .. })
+        } else if !matches!(self.stream.peer().kind, PeerKind::Unix { .. })
             && *standing == Standing::Good
             // In this order: what is read no more is in the worker's hands by then.
             && (self.has_unread() || self.in_request.load(Ordering::Acquire))
@@ -98,8 +100,9 @@ impl Line {
         }
     }
 
+    /// Whether something has arrived, or may have: not every kernel can say it of vsock.
     fn has_unread(&self) -> bool {
-        rustix::io::ioctl_fionread(&*self.stream).is_ok_and(|unread| unread > 0)
+        !rustix::io::ioctl_fionread(&*self.stream).is_ok_and(|unread| unread == 0)
     }
 
     /// Ends the doubt: the client is there.

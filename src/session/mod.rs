@@ -35,6 +35,8 @@ use std::time::Instant;
 enum Owner {
     /// A user of this machine, as the kernel vouched for over a unix socket.
     User(u32),
+    /// A virtual machine, or the host of this one, as the hypervisor vouches for.
+    Machine(u32),
     /// Whoever knows its name and comes over TCP, where nobody vouches for anybody.
     WhoKnowsTheName,
 }
@@ -43,6 +45,7 @@ impl Owner {
     fn of(peer: &Peer) -> Self {
         match peer.kind {
             PeerKind::Unix { uid, .. } => Self::User(uid),
+            PeerKind::Vsock { cid, .. } => Self::Machine(cid),
             PeerKind::Tcp { .. } => Self::WhoKnowsTheName,
         }
     }

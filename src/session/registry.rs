@@ -4,7 +4,7 @@ use super::{Attached, Line, Owner, Request, Session, SessionId};
 use crate::base::{Image, Source};
 use crate::cow::Device;
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::Stream;
+use crate::net::{Full, Most, Party, Place, Stream, Tally};
 use crate::overlay::{Budget, Overlay, Pool};
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use std::collections::HashMap;
@@ -19,6 +19,8 @@ pub struct Limits {
     pub session_memory: u64,
     /// From the end of the last connection to the end of a named session.
     pub linger: Duration,
+    /// How many sessions there may be, and how many that one party has made.
+    pub sessions: Most,
 }
 
 /// What a client may know of an export before it opens it.
@@ -34,7 +36,7 @@ pub struct Description {
     pub shared: bool,
 }
 
-type Named = HashMap<(usize, SessionId), Arc<Session>>;
+type Named = HashMap<(usize, SessionId), (Arc<Session>, Place)>;
 
 /// Work for the housekeeper.
 #[derive(Debug)]
@@ -52,6 +54,7 @@ pub struct Registry {
     pool: Arc<Pool>,
     total: Arc<Budget>,
     limits: Limits,
+    sessions: Arc<Tally>,
     named: Mutex<Named>,
     chores: (Sender<Chore>, Receiver<Chore>),
     stopping: AtomicBool,
@@ -66,6 +69,7 @@ impl Registry {
             pool,
             total,
             limits,
+            sessions: Tally::new(limits.sessions),
             named: Mutex::default(),
             chores: unbounded(),
             stopping: AtomicBool::new(false),
@@ -104,7 +108,9 @@ impl Registry {
     /// another user's.
     pub fn describe(&self, export_name: &str, stream: &Stream) -> Result<Description> {
         let (index, source, id) = self.look_up(export_name)?;
-        let session = id.as_ref().and_then(|id| self.named().get(&(index, id.clone())).cloned());
+        let session = id
+            .as_ref()
+            .and_then(|id| self.named().get(&(index, id.clone())).map(|(session, _)| Arc::clone(session)));
         if let Some(session) = &session {
             admit(session, export_name, stream)?;
         }
@@ -131,7 +137,8 @@ impl Registry {
     /// Lets the client at the other end of `stream` into the session that `export_name` asks for.
     ///
     /// # Errors
-    /// As [`Registry::describe`].
+    /// As [`Registry::describe`]; and when it would be a new session, `Denied` if there are as many as there may be, and
+    /// `OutOfSpace` if there is no memory for it.
     pub fn attach(
         self: &Arc<Self>,
         export_name: &str,
@@ -141,12 +148,12 @@ impl Registry {
         // Looked for before any lock: it may have to open a new image.
         let image = source.current();
         let line = Arc::new(Line::new(Arc::clone(stream)));
-        let session = match &id {
-            None => self.make_session(image, stream)?,
-            Some(id) => self.enter((index, id.clone()), image, export_name, stream, &line)?,
+        let (session, place) = match &id {
+            None => self.make_session(image, stream).map(|(session, place)| (session, Some(place)))?,
+            Some(id) => (self.enter((index, id.clone()), image, export_name, stream, &line)?, None),
         };
         let description = describe(source, id.as_ref(), session.device.image());
-        Ok((description, Attachment { session, line, registry: Arc::clone(self), named: id.is_some() }))
+        Ok((description, Attachment { session, line, registry: Arc::clone(self), own: place }))
     }
 
     /// Enters a named session by `line`; makes it if it is not there.
@@ -160,13 +167,13 @@ impl Registry {
     ) -> Result<Arc<Session>> {
         let mut named = self.named();
         let session = match named.get(&key) {
-            Some(session) => {
+            Some((session, _)) => {
                 admit(session, export_name, stream)?;
                 Arc::clone(session)
             }
             None => {
-                let session = self.make_session(image, stream)?;
-                named.insert(key, Arc::clone(&session));
+                let (session, place) = self.make_session(image, stream)?;
+                named.insert(key, (Arc::clone(&session), place));
                 session
             }
         };
@@ -183,12 +190,13 @@ impl Registry {
         Ok(session)
     }
 
-    fn make_session(&self, image: Arc<Image>, stream: &Stream) -> Result<Arc<Session>> {
+    fn make_session(&self, image: Arc<Image>, stream: &Stream) -> Result<(Arc<Session>, Place)> {
+        let place = self.sessions.enter(Party::of(stream.peer())).map_err(too_many)?;
         let budget = Budget::within(&self.total, self.limits.session_memory)
             .map_err(|kind| Error::new(kind, "The server's memory is used up"))?;
         let blocks = self.pool.block_size().blocks_for(image.size());
         let overlay = Overlay::new(blocks, Arc::clone(&self.pool), budget);
-        Ok(Arc::new(Session::new(Device::new(image, overlay), Owner::of(stream.peer()))))
+        Ok((Arc::new(Session::new(Device::new(image, overlay), Owner::of(stream.peer()))), place))
     }
 
     fn leave(&self, session: &Arc<Session>, line: &Arc<Line>, named: bool) {
@@ -232,7 +240,7 @@ impl Registry {
         let mut ended = Vec::new();
         let mut next: Option<Duration> = None;
         let mut named = self.named();
-        named.retain(|_, session| {
+        named.retain(|_, (session, _)| {
             let attached = session.attached();
             let Attached { lines, left } = &*attached;
             if !lines.is_empty() {
@@ -274,6 +282,14 @@ impl Registry {
     }
 }
 
+fn too_many(full: Full) -> Error {
+    let advice = match full {
+        Full::All(_) => "try again when others have ended",
+        Full::Party { .. } => "end one of them first; a named one ends some time after it was left",
+    };
+    Error::new(ErrorKind::Denied, format!("Too many sessions: {full}")).advise(advice)
+}
+
 fn admit(session: &Session, export_name: &str, stream: &Stream) -> Result<()> {
     if session.owner.admits(stream.peer()) {
         return Ok(());
@@ -296,7 +312,8 @@ pub struct Attachment {
     session: Arc<Session>,
     line: Arc<Line>,
     registry: Arc<Registry>,
-    named: bool,
+    /// The place of a session that is this connection's own; a named one has its place by its name.
+    own: Option<Place>,
 }
 
 impl Attachment {
@@ -315,6 +332,6 @@ impl Attachment {
 
 impl Drop for Attachment {
     fn drop(&mut self) {
-        self.registry.leave(&self.session, &self.line, self.named);
+        self.registry.leave(&self.session, &self.line, self.own.is_none());
     }
 }

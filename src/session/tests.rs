@@ -3,7 +3,7 @@
 use super::*;
 use crate::base::Source;
 use crate::error::ErrorKind;
-use crate::net::{Address, Listener, Stream};
+use crate::net::{Address, Listener, Most, Stream};
 use crate::overlay::{BlockSize, Budget, Magazine, Pool, State};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ fn house(linger: Duration) -> House {
         Source::open(name, &path).unwrap()
     };
     let pool = Pool::new(8 << 20, BlockSize::DEFAULT).unwrap();
-    let limits = Limits { session_memory: 1 << 20, linger };
+    let limits = Limits { session_memory: 1 << 20, linger, sessions: Most { all: 100, each: None } };
     let registry = Registry::new(vec![source("root"), source("other")], pool, Budget::total(8 << 20), limits);
     let listener = Listener::bind(&Address::Unix(dir.path().join("socket"))).unwrap();
     House { registry, dir, listener }

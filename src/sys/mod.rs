@@ -13,9 +13,12 @@
 #![allow(unsafe_code)]
 
 mod arena;
+pub(crate) mod inherited;
 mod mapping;
 pub mod peer;
 mod span;
+pub(crate) mod tcp;
+pub(crate) mod vsock;
 
 pub use arena::{Arena, Slot, SlotRun};
 pub use mapping::Mapping;

@@ -24,6 +24,7 @@ pub use validate::MAX_PAYLOAD;
 
 use crate::cow::{Fragment, Incoming, Piece};
 use crate::handshake::Negotiated;
+use crate::limits::WAITING_REQUESTS;
 use crate::overlay::Magazine;
 use crate::proto::{BadMagic, Command, ExtendedRequest, Request};
 use crate::session::{Attachment, Session};
@@ -36,9 +37,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use validate::{Action, MAX_STATUS_PAYLOAD, Refused, payload_length, validate, validate_status};
-
-/// Requests of one connection that may wait for cold base pages at a time.
-const MOST_WAITING: usize = 64;
 
 /// Slices of long requests, and requests that look at much, that are done before others have a turn.
 const HEAVY_A_TURN: u32 = 8;
@@ -205,7 +203,7 @@ impl Transmission {
             if self.over {
                 break if self.waiting.is_empty() { Pause::Over } else { Pause::Waiting };
             }
-            if self.waiting.len() >= MOST_WAITING {
+            if self.waiting.len() >= WAITING_REQUESTS {
                 break Pause::Waiting;
             }
             let Some((request, rest)) = self.next_request(&input[used..]) else { break Pause::Input };

@@ -12,6 +12,7 @@
 use super::reply::Asked;
 use crate::cow::{Device, Piece};
 use crate::error::ErrorKind;
+use crate::limits::REPLY_BYTES;
 use crate::overlay::Magazine;
 use crate::sys::{self, KernelSpan, MAX_SPANS, SlotRun};
 use arrayvec::ArrayVec;
@@ -19,9 +20,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
-/// Past this many bytes, replies are sent before more of them are made.
-const ENOUGH_BYTES: u64 = 1 << 20;
-/// Past this many segments, likewise: what one call can send.
+/// Past this many segments, replies are sent before more of them are made: what one call can send.
 const ENOUGH_SEGMENTS: usize = MAX_SPANS - 64;
 
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
@@ -95,7 +94,7 @@ impl Output {
     /// Whether it should be sent before more is added.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.queued >= ENOUGH_BYTES || self.segments.len() >= ENOUGH_SEGMENTS
+        self.queued >= REPLY_BYTES || self.segments.len() >= ENOUGH_SEGMENTS
     }
 
     /// Adds bytes of the server's own.

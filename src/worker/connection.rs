@@ -8,6 +8,7 @@ use super::environment::Exports;
 use super::hold::{Hold, Verdict};
 use crate::cow::{Device, Piece};
 use crate::handshake::{Handshake, Progress};
+use crate::limits::{INPUT_AHEAD_BYTES as AHEAD, INPUT_BYTES as BUFFER};
 use crate::net::Stream;
 use crate::overlay::Magazine;
 use crate::session::Turn;
@@ -17,13 +18,10 @@ use arrayvec::ArrayVec;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
-/// Bytes that one call receives at most, beside payload that goes to its place.
-pub(super) const BUFFER: usize = 256 << 10;
 /// The same, when a large payload is expected behind the next header.
 const SMALL_BUFFER: usize = 4 << 10;
-/// Bytes of requests that are taken from a client that does not take its replies.
-const AHEAD: usize = 64 << 10;
 /// Receives in a row before others have a turn.
 const ROUNDS: usize = 4;
 
@@ -98,6 +96,12 @@ pub(super) struct Connection {
     pub(super) waits_for: Next,
     /// Whether the event loop is going to look at it again for certainty.
     pub(super) is_doubted: bool,
+    /// Whether it is on the list of the rounds.
+    pub(super) is_in_rounds: bool,
+    /// Whether the kernel was told to bear with a client that reads nothing.
+    pub(super) is_borne_with: bool,
+    /// Since when there is output that the socket does not take.
+    pub(super) unread_since: Option<Instant>,
 }
 
 /// What a worker lent for this turn.
@@ -150,6 +154,9 @@ impl Connection {
             output,
             waits_for: Next::Readable,
             is_doubted: false,
+            is_in_rounds: false,
+            is_borne_with: false,
+            unread_since: None,
         }
     }
 
@@ -164,6 +171,15 @@ impl Connection {
 
     pub(super) fn peer(&self) -> &crate::net::Peer {
         self.stream.peer()
+    }
+
+    pub(super) fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
+    /// Whether its client may have something to take that it has not taken. Over TCP what was sent may be underway.
+    pub(super) fn may_be_unread(&self) -> bool {
+        self.unread_since.is_some() || self.stream.is_tcp()
     }
 
     /// Notes that base pages came.
@@ -200,6 +216,8 @@ impl Connection {
             } else {
                 self.output = Output::default();
             }
+        } else if self.unread_since.is_none() {
+            self.unread_since = Some(Instant::now());
         }
         next
     }
@@ -305,7 +323,12 @@ impl Connection {
             return Ok(Flushed::All);
         }
         let device = device(&self.phase);
-        self.output.flush(self.stream.as_fd(), device, magazine)
+        let flushed = self.output.flush(self.stream.as_fd(), device, magazine)?;
+        if flushed == Flushed::All {
+            // Its client takes what there is, if only slowly.
+            self.unread_since = None;
+        }
+        Ok(flushed)
     }
 
     /// Reads on without acting, to find out whether the client is still there.

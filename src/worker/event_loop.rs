@@ -4,10 +4,10 @@ use super::Shared;
 use super::cold::Order;
 use super::connection::{Connection, Next, Tools};
 use super::hold::GRACE;
-use super::mailbox::{Inbox, Message, least_loaded};
+use super::mailbox::{Inbox, Message};
 use super::polling::Polling;
+use super::rounds::Rounds;
 use crate::error::{Error, Result};
-use crate::net::Listener;
 use crate::overlay::Magazine;
 use rustix::event::{Timespec, epoll};
 use std::collections::{HashMap, VecDeque};
@@ -18,34 +18,30 @@ use std::time::{Duration, Instant};
 
 /// Events that are taken at a time.
 const EVENTS: usize = 256;
-/// Connections that are accepted at a time, before those that are there have a turn.
-const ACCEPTS: usize = 64;
-/// A client that has not finished its handshake by then is hung up on.
-const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
-/// How long to leave clients waiting when no connection can be accepted (out of descriptors, usually).
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// After so long without anything to do, block memory that is kept ready is given back.
 const IDLE: Duration = Duration::from_millis(200);
 
 /// The bell's token; a listener's is this, less one, less its index. Connections count up from 0.
-const BELL: u64 = u64::MAX;
+pub(super) const BELL: u64 = u64::MAX;
 
 pub(super) struct Worker {
-    index: usize,
-    shared: Arc<Shared>,
-    epoll: OwnedFd,
+    pub(super) index: usize,
+    pub(super) shared: Arc<Shared>,
+    pub(super) epoll: OwnedFd,
     inbox: Inbox,
-    connections: HashMap<u64, Connection>,
+    pub(super) connections: HashMap<u64, Connection>,
     next_token: u64,
     /// The lowest token of a listener.
     first_listener: u64,
     /// Connections that have work and wait for their turn.
     again: VecDeque<u64>,
     /// Handshakes in the order in which they began.
-    handshakes: VecDeque<(Instant, u64)>,
+    pub(super) handshakes: VecDeque<(Instant, u64)>,
     /// Connections to look at again when they may be certain of their client, in that order.
-    doubts: VecDeque<(Instant, u64)>,
-    accepts_again: Option<Instant>,
+    pub(super) doubts: VecDeque<(Instant, u64)>,
+    /// Connections whose clients may have something to take.
+    pub(super) rounds: Rounds,
+    pub(super) accepts_again: Option<Instant>,
     polling: Polling,
     tools: Tools,
 }
@@ -57,6 +53,7 @@ impl Worker {
         epoll::add(&epoll, inbox.bell(), epoll::EventData::new_u64(BELL), epoll::EventFlags::IN)
             .map_err(failed)?;
         let magazine = Magazine::new(Arc::clone(shared.registry.pool()));
+        let rounds = Rounds::new(&shared.limits);
         let first_listener = BELL - shared.listeners().len() as u64;
         let worker = Self {
             index,
@@ -69,28 +66,13 @@ impl Worker {
             again: VecDeque::new(),
             handshakes: VecDeque::new(),
             doubts: VecDeque::new(),
+            rounds,
             accepts_again: None,
             polling: Polling::default(),
             tools: Tools::new(magazine),
         };
         worker.listen().map_err(failed)?;
         Ok(worker)
-    }
-
-    /// Every worker listens; the kernel wakes one of them.
-    fn listen(&self) -> rustix::io::Result<()> {
-        let flags = epoll::EventFlags::IN | epoll::EventFlags::EXCLUSIVE;
-        for (listener, token) in self.shared.listeners().iter().zip((0..BELL).rev()) {
-            epoll::add(&self.epoll, listener, epoll::EventData::new_u64(token), flags)?;
-        }
-        Ok(())
-    }
-
-    fn stop_listening(&self) {
-        for listener in self.shared.listeners().iter() {
-            // It was added when the worker was made.
-            let _ = epoll::delete(&self.epoll, listener);
-        }
     }
 
     /// The worker's life, until the server stops.
@@ -101,7 +83,7 @@ impl Worker {
             let sleep = if !self.again.is_empty() || self.polling.look() {
                 Some(Duration::ZERO)
             } else {
-                self.next_deadline().or((!idle).then_some(IDLE))
+                [self.next_deadline(), (!idle).then_some(IDLE)].into_iter().flatten().min()
             };
             let timeout = sleep.and_then(|sleep| Timespec::try_from(sleep).ok());
             events.clear();
@@ -175,33 +157,8 @@ impl Worker {
         }
     }
 
-    fn accept(&mut self, listener: usize) {
-        for _ in 0..ACCEPTS {
-            let accepted = self.shared.listeners().get(listener).map_or(Ok(None), Listener::accept);
-            match accepted {
-                Ok(None) => return,
-                Ok(Some(stream)) => {
-                    let worker = least_loaded(&self.shared.mailboxes, self.index);
-                    if worker == self.index {
-                        self.add(Connection::new(stream, &self.shared));
-                    } else {
-                        self.shared.mailboxes[worker].send(Message::Connection(stream));
-                    }
-                }
-                Err(error) => {
-                    if self.accepts_again.is_none() {
-                        tracing::warn!(%error, "cannot accept a connection; raise ulimit -n if this goes on");
-                        self.stop_listening();
-                    }
-                    self.accepts_again = Some(Instant::now() + ACCEPT_PAUSE);
-                    return;
-                }
-            }
-        }
-    }
-
     /// Takes over a connection that was counted for this worker.
-    fn add(&mut self, connection: Connection) {
+    pub(super) fn add(&mut self, connection: Connection) {
         let token = self.next_token;
         self.next_token += 1;
         let added = epoll::add(
@@ -215,7 +172,9 @@ impl Worker {
             self.count_one_less();
             return;
         }
-        self.handshakes.push_back((Instant::now() + HANDSHAKE_TIME, token));
+        if let Some(time) = self.shared.limits.handshake {
+            self.handshakes.push_back((Instant::now() + time, token));
+        }
         self.connections.insert(token, connection);
         self.drive(token);
     }
@@ -237,7 +196,7 @@ impl Worker {
         }
     }
 
-    fn drive(&mut self, token: u64) {
+    pub(super) fn drive(&mut self, token: u64) {
         let Some(connection) = self.connections.get_mut(&token) else { return };
         let next = connection.drive(&mut self.tools, &self.shared);
         for warm in self.tools.orders.drain(..) {
@@ -252,6 +211,10 @@ impl Worker {
                 self.doubts.push_back((Instant::now() + GRACE, token));
             }
             _ => {}
+        }
+        if !connection.is_in_rounds && connection.may_be_unread() && self.rounds.are_made() {
+            connection.is_in_rounds = true;
+            self.rounds.add(token);
         }
         if next != connection.waits_for {
             let flags = match next {
@@ -270,55 +233,13 @@ impl Worker {
         }
     }
 
-    fn close(&mut self, token: u64) {
+    pub(super) fn close(&mut self, token: u64) {
         if let Some(connection) = self.connections.remove(&token) {
             // Closing its descriptor also ends its events, but that waits for the session to let go of it.
             let _ = epoll::delete(&self.epoll, connection.socket());
             connection.close(&mut self.tools.magazine);
             self.tools.magazine.wipe();
             self.count_one_less();
-        }
-    }
-
-    fn next_deadline(&self) -> Option<Duration> {
-        let handshake = self.handshakes.front().map(|(deadline, _)| *deadline);
-        let doubt = self.doubts.front().map(|(time, _)| *time);
-        let soonest = [handshake, doubt, self.accepts_again].into_iter().flatten().min()?;
-        Some(soonest.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)))
-    }
-
-    fn check_deadlines(&mut self) {
-        if self.handshakes.is_empty() && self.doubts.is_empty() && self.accepts_again.is_none() {
-            return;
-        }
-        let now = Instant::now();
-        while let Some(&(time, token)) = self.doubts.front()
-            && time <= now
-        {
-            self.doubts.pop_front();
-            if let Some(connection) = self.connections.get_mut(&token) {
-                connection.is_doubted = false;
-                self.drive(token);
-            }
-        }
-        while let Some(&(deadline, token)) = self.handshakes.front() {
-            let in_handshake = self.connections.get(&token).is_some_and(Connection::is_before_transmission);
-            if in_handshake && deadline > now {
-                break;
-            }
-            self.handshakes.pop_front();
-            if in_handshake {
-                tracing::debug!("handshake took too long");
-                self.close(token);
-            }
-        }
-        if self.accepts_again.is_some_and(|again| again <= now) {
-            self.accepts_again = None;
-            if let Err(error) = self.listen() {
-                tracing::error!(%error, "cannot listen again yet");
-                self.stop_listening();
-                self.accepts_again = Some(now + ACCEPT_PAUSE);
-            }
         }
     }
 }

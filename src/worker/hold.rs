@@ -4,6 +4,7 @@
 //! read and kept; if the end comes, or a reset, nothing of it ever happened. If nothing more comes for a while, or more
 //! than sockets can hold, the client is there and what was kept is acted on.
 
+use crate::limits::{HELD_BYTES, HELD_BYTES_OF_ALL};
 use crate::sys::{self, KernelSpanMut};
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -13,10 +14,6 @@ use std::time::{Duration, Instant};
 
 /// How long to wait for the end to come behind the last byte: far longer than a local network takes to deliver it.
 pub(super) const GRACE: Duration = Duration::from_millis(20);
-/// More than socket buffers at both ends hold together: who has sent so much since is still there.
-const MOST: usize = 16 << 20;
-/// All connections together keep no more than this; who would be beyond is hung up on, which is always safe.
-const MOST_OF_ALL: usize = 128 << 20;
 
 /// What was read and not acted on.
 #[derive(Debug)]
@@ -54,10 +51,10 @@ impl Hold {
                 Ok(0) => return Verdict::Gone,
                 Ok(count) => {
                     self.bytes.extend_from_slice(&buffer[..count]);
-                    if self.of_all.fetch_add(count, Ordering::Relaxed) > MOST_OF_ALL {
+                    if self.of_all.fetch_add(count, Ordering::Relaxed) > HELD_BYTES_OF_ALL {
                         return Verdict::Gone;
                     }
-                    if self.bytes.len() > MOST {
+                    if self.bytes.len() > HELD_BYTES {
                         return Verdict::There;
                     }
                     self.renew();

@@ -9,24 +9,32 @@
 //!
 //! A connection stays on the worker that it was given to, and no worker ever waits for anything but its events.
 
+mod accepting;
 mod cold;
 mod connection;
+mod deadlines;
 mod environment;
 mod event_loop;
 mod hold;
+mod limits;
 mod mailbox;
 mod memory;
 mod polling;
+mod rounds;
+mod seldom;
+
+pub use limits::Limits;
 
 use crate::base::Source;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handshake::Knobs;
-use crate::net::Listener;
+use crate::net::{Listener, Party, Stream, Tally};
 use crate::overlay::{BlockSize, Budget, Pool};
-use crate::session::{Limits, Registry};
-use crossbeam::channel::{Receiver, Sender, unbounded};
+use crate::session::{self, Registry};
+use crossbeam::channel::{Receiver, Sender, never, unbounded};
 use event_loop::Worker;
-use mailbox::{Inbox, Mailbox};
+use mailbox::{Inbox, Mailbox, Message};
+use seldom::Seldom;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
@@ -43,6 +51,8 @@ pub struct ServerConfig {
     pub images: Vec<(String, PathBuf)>,
     /// Where clients come in.
     pub listeners: Vec<Listener>,
+    /// Clients that are there already.
+    pub connections: Vec<Stream>,
     /// Event loops.
     pub workers: usize,
     /// Bytes for all overlays; without it half of the machine's memory, or of what this process may use of it.
@@ -55,6 +65,8 @@ pub struct ServerConfig {
     pub linger: Duration,
     /// What the handshake offers.
     pub knobs: Knobs,
+    /// How much clients may have, and for how long they may keep the server waiting.
+    pub limits: Limits,
 }
 
 /// What all threads of a server share.
@@ -67,6 +79,12 @@ struct Shared {
     cold: Sender<cold::Order>,
     block_size: BlockSize,
     knobs: Knobs,
+    limits: Limits,
+    /// Who is connected.
+    connections: Arc<Tally>,
+    /// The lines about who was refused, and who was hung up on for what it had not read.
+    refused: Seldom,
+    unread: Seldom,
     /// Bytes of input that doubtful connections keep.
     held: Arc<AtomicUsize>,
     stopping: AtomicBool,
@@ -90,6 +108,7 @@ pub struct Server {
     workers: Vec<JoinHandle<()>>,
     helpers: Vec<JoinHandle<()>>,
     tender: Option<JoinHandle<()>>,
+    over: Receiver<()>,
 }
 
 impl Server {
@@ -102,11 +121,17 @@ impl Server {
             config.images.iter().map(|(name, path)| Source::open(name, path)).collect::<Result<Vec<_>>>()?;
         let memory = config.memory.unwrap_or_else(memory::default_budget);
         let pool = Pool::new(memory, config.block_size)?;
-        let limits =
-            Limits { session_memory: config.session_memory.unwrap_or(memory), linger: config.linger };
+        let count = config.workers.max(1);
+        // A worker has its epoll and its bell. An image may be replaced, and then is open twice for a while.
+        let others = 2 * count + config.listeners.len() + 2 * config.images.len();
+        let connections = config.limits.most_connections(others)?;
+        let limits = session::Limits {
+            session_memory: config.session_memory.unwrap_or(memory),
+            linger: config.linger,
+            sessions: config.limits.most_sessions(connections),
+        };
         let registry = Registry::new(sources, Arc::clone(&pool), Budget::total(memory), limits);
 
-        let count = config.workers.max(1);
         let (mailboxes, inboxes): (Vec<_>, Vec<_>) =
             (0..count).map(|_| mailbox::open()).collect::<Result<Vec<_>>>()?.into_iter().unzip();
         let (cold, orders) = unbounded();
@@ -117,12 +142,17 @@ impl Server {
             cold,
             block_size: config.block_size,
             knobs: config.knobs,
+            limits: config.limits,
+            connections: Tally::new(connections),
+            refused: Seldom::default(),
+            unread: Seldom::default(),
             held: Arc::default(),
             stopping: AtomicBool::new(false),
         });
 
-        let mut server = Self { shared, workers: Vec::new(), helpers: Vec::new(), tender: None };
-        match server.start_threads(inboxes, &orders) {
+        let over = if shared.listeners().is_empty() { shared.connections.empty().clone() } else { never() };
+        let mut server = Self { shared, workers: Vec::new(), helpers: Vec::new(), tender: None, over };
+        match server.begin(config.connections).and_then(|()| server.start_threads(inboxes, &orders)) {
             Ok(()) => Ok(server),
             Err(error) => {
                 // Those that were started must not keep the sockets; what they may say is of no interest any more.
@@ -130,6 +160,31 @@ impl Server {
                 Err(error)
             }
         }
+    }
+
+    /// Takes in the clients that are there already.
+    fn begin(&self, connections: Vec<Stream>) -> Result<()> {
+        let shared = &self.shared;
+        for (mut stream, mailbox) in connections.into_iter().zip(shared.mailboxes.iter().cycle()) {
+            let refused =
+                |full| Error::new(ErrorKind::OutOfSpace, format!("No room for a connection: {full}"));
+            let place = shared.connections.enter(Party::of(stream.peer())).map_err(refused)?;
+            stream.keep(place);
+            if let Some(time) = shared.limits.silent_host.filter(|_| stream.is_tcp()) {
+                let failed = |error| Error::io("Cannot set up the connection of", error).on(stream.peer());
+                stream.expect_answers_within(time).map_err(failed)?;
+            }
+            mailbox.load().fetch_add(1, Ordering::Relaxed);
+            mailbox.send(Message::Connection(stream));
+        }
+        Ok(())
+    }
+
+    /// Gets a message when there is nothing to do any more: when the server listens nowhere, and the last of the clients
+    /// that it was started with has left.
+    #[must_use]
+    pub fn over(&self) -> &Receiver<()> {
+        &self.over
     }
 
     fn start_threads(&mut self, inboxes: Vec<Inbox>, orders: &Receiver<cold::Order>) -> Result<()> {
@@ -157,7 +212,7 @@ impl Server {
     /// # Errors
     /// When a thread had panicked.
     pub fn stop(self) -> Result<()> {
-        let Self { shared, workers, helpers, tender } = self;
+        let Self { shared, workers, helpers, tender, over: _ } = self;
         shared.stop_listening();
         shared.registry.stop();
         shared.stopping.store(true, Ordering::Release);

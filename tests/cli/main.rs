@@ -66,7 +66,11 @@ fn help_of_serve_has_its_options_defaults_and_examples_but_not_the_knobs() {
     let help = String::from_utf8(memdev().args(["serve", "--help"]).output().unwrap().stdout).unwrap();
     for text in [
         "--unix <PATH>",
+        "--unix-mode <OCTAL>",
         "--tcp <HOST:PORT>",
+        "--vsock <[CID:]PORT>",
+        "--insecure",
+        "--fd <N>",
         "--memory <SIZE>",
         "--session-memory <SIZE>",
         "--block-size <SIZE>",
@@ -74,6 +78,8 @@ fn help_of_serve_has_its_options_defaults_and_examples_but_not_the_knobs() {
         "--linger <DURATION>",
         "[default: 30s]",
         "--workers <N>",
+        "--max-connections <N>",
+        "--reply-timeout <DURATION>",
         "127.0.0.1:10809",
         "NAME=PATH",
         "Examples:",

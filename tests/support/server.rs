@@ -99,7 +99,7 @@ impl Serve {
         if self.tcp {
             command.args(["--tcp", "127.0.0.1:0"]);
         }
-        command.args(&self.args);
+        command.args(&self.args).stdin(Stdio::null()).stdout(Stdio::null());
         let mut server = Server::spawn(command, self.dir, socket);
         let addresses = if self.tcp { 2 } else { 1 };
         server.wait_for_line("listening on", addresses);
@@ -116,7 +116,7 @@ impl Serve {
             .replace("{name}", &name)
             .replace("{socket}", &socket.to_string_lossy());
         let mut command = Command::new("sh");
-        command.arg("-c").arg(script);
+        command.arg("-c").arg(script).stdin(Stdio::null()).stdout(Stdio::null());
         let server = Server::spawn(command, self.dir, socket);
         wait_until("the other server listens", || Stream::unix(&server.socket).is_ok());
         server
@@ -129,10 +129,15 @@ impl Server {
         Serve::image(image).start()
     }
 
+    /// A server that somebody starts in a way of their own, in a directory that is there as long as it is. What it does
+    /// with its standard input and output is left as it is.
+    pub fn by(command: Command, dir: TempDir) -> Self {
+        let socket = dir.path().join("nbd.sock");
+        Self::spawn(command, dir, socket)
+    }
+
     fn spawn(mut command: Command, dir: TempDir, socket: PathBuf) -> Self {
         let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
@@ -147,7 +152,8 @@ impl Server {
         Self { child, dir, socket, tcp: None, log }
     }
 
-    fn wait_for_line(&mut self, text: &str, times: usize) {
+    /// Waits until it has said `text` in so many lines.
+    pub fn wait_for_line(&mut self, text: &str, times: usize) {
         let start = Instant::now();
         while self.log().iter().filter(|line| line.contains(text)).count() < times {
             if let Some(status) = self.child.try_wait().expect("asking for the server's status") {

@@ -1,8 +1,8 @@
 //! The signals that end the server: the first in good order, the second at once.
 
-use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
+use crossbeam::channel::{Receiver, bounded, select};
 use memdev::{Error, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -26,7 +26,7 @@ impl StopSignal {
             watched.push(SIGHUP);
         }
         let mut signals = Signals::new(watched).map_err(failed)?;
-        let (sender, receiver) = channel();
+        let (sender, receiver) = bounded(1);
         thread::Builder::new()
             .name("signals".to_owned())
             .spawn(move || {
@@ -44,10 +44,13 @@ impl StopSignal {
         Ok(Self(receiver))
     }
 
-    /// Blocks until the first signal; its name.
-    pub(super) fn wait(&self) -> &'static str {
-        // The thread holds the sender for ever, so this fails only if it panicked: then it is time to stop, too.
-        self.0.recv().unwrap_or("a failure of the signal thread")
+    /// Blocks until the first signal, or until there is nothing to do any more; says which it was.
+    pub(super) fn wait(&self, over: &Receiver<()>) -> &'static str {
+        select! {
+            // The thread holds the sender for ever, so this fails only if it panicked: then it is time to stop, too.
+            recv(self.0) -> signal => signal.unwrap_or("a failure of the signal thread"),
+            recv(over) -> _ => "the end of its connection",
+        }
     }
 }
 

@@ -1,0 +1,143 @@
+//! Where clients come in: addresses that were typed, sockets of a service manager, one connection that is there already.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use clap::builder::{PathBufValueParser, TypedValueParser};
+use memdev::net::{Address, Listener, Stream};
+use memdev::{Error, ErrorKind, Result, proto};
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Addresses")]
+pub(super) struct Ways {
+    /// Listen on a unix socket (repeatable); unless --unix-mode says otherwise, only its owner can connect
+    ///
+    /// A socket that a dead server left behind is replaced. The socket is removed when the server ends.
+    #[arg(long, value_name = "PATH", value_parser = PathBufValueParser::new().try_map(unix_path))]
+    unix: Vec<PathBuf>,
+
+    /// Permissions of the unix sockets; who may write may connect
+    #[arg(long, value_name = "OCTAL", default_value = "0600", value_parser = mode)]
+    unix_mode: u32,
+
+    /// Listen on a TCP address (repeatable) [default: 127.0.0.1:10809]
+    ///
+    /// That is HOST:PORT; IPv6 in brackets, as [::1]:10809. Without a port it is 10809; port 0 lets the system choose
+    /// one, which is then shown. There is no encryption, so other addresses than loopback need --insecure.
+    #[arg(long, value_name = "HOST:PORT", value_parser = Address::tcp)]
+    tcp: Vec<Address>,
+
+    /// Listen on a port for virtual machines on this host, or for the host of this one (repeatable)
+    ///
+    /// Without a CID, on every one that this machine has. Port 0 lets the system choose one, which is then shown.
+    #[arg(long, value_name = "[CID:]PORT", value_parser = Address::vsock)]
+    vsock: Vec<Address>,
+
+    /// Let the network in without encryption: whoever can connect, or listen in, can read the images
+    #[arg(long)]
+    insecure: bool,
+
+    /// Serve the connected socket that is open as descriptor N, and end when it does
+    ///
+    /// For programs that start a server for themselves, with one end of a socket pair as its standard input (0) or any
+    /// other descriptor.
+    #[arg(
+        long, value_name = "N", conflicts_with_all = ["unix", "tcp", "vsock"],
+        value_parser = clap::value_parser!(i32).range(0..)
+    )]
+    fd: Option<i32>,
+}
+
+/// What the process was started with.
+pub(super) struct Inherited {
+    listeners: Vec<Listener>,
+    connection: Option<Stream>,
+}
+
+/// Where clients come in.
+pub(super) struct WaysIn {
+    pub(super) listeners: Vec<Listener>,
+    pub(super) connections: Vec<Stream>,
+}
+
+impl Ways {
+    /// Takes the sockets that this process was started with. Call it before anything else is opened or started.
+    pub(super) fn take_inherited(&self) -> Result<Inherited> {
+        let listeners = Listener::inherited()?;
+        let connection = self.fd.map(Stream::inherited).transpose()?;
+        if connection.is_some() && !listeners.is_empty() {
+            let why = "Cannot serve one connection (--fd) and listen on the sockets of a service manager";
+            return Err(Error::new(ErrorKind::Invalid, why).advise("leave one of the two away"));
+        }
+        Ok(Inherited { listeners, connection })
+    }
+
+    /// Begins to listen.
+    pub(super) fn open(&self, inherited: Inherited) -> Result<WaysIn> {
+        let Inherited { mut listeners, connection } = inherited;
+        for path in &self.unix {
+            listeners.push(Listener::bind_unix_with(path, self.unix_mode)?);
+        }
+        for address in self.tcp.iter().chain(&self.vsock) {
+            listeners.extend(Listener::bind_all(address)?);
+        }
+        let connections = Vec::from_iter(connection);
+        if listeners.is_empty() && connections.is_empty() {
+            let default = Address::Tcp { host: "127.0.0.1".into(), port: proto::DEFAULT_PORT };
+            listeners.extend(Listener::bind_all(&default)?);
+        }
+        check_exposure(&listeners, false, self.insecure)?;
+        Ok(WaysIn { listeners, connections })
+    }
+}
+
+/// Refuses to let the network in unless every connection is `encrypted`, or the person has said that it is to be so.
+/// Nothing was accepted yet, so nobody has got anything.
+fn check_exposure(listeners: &[Listener], encrypted: bool, insecure: bool) -> Result<()> {
+    match listeners.iter().find(|listener| !listener.is_local()) {
+        Some(listener) if !encrypted && !insecure => {
+            let why = format!("Will not listen on {} without encryption", listener.uri());
+            Err(Error::new(ErrorKind::Denied, why).advise(
+                "listen on 127.0.0.1, or add --insecure if everybody on that network may read the images",
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn unix_path(path: PathBuf) -> Result<PathBuf> {
+    Address::unix(path.clone()).map(|_| path)
+}
+
+fn mode(text: &str) -> Result<u32, String> {
+    u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|&mode| mode <= 0o777 && !text.starts_with('+'))
+        .ok_or_else(|| "not permissions; write them in octal, as 0600 or 0660".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_are_octal() {
+        assert_eq!((mode("0600"), mode("660"), mode("0")), (Ok(0o600), Ok(0o660), Ok(0)));
+        for text in ["", "0o600", "rw", "1000", "888", "-1", "+600", "01777"] {
+            assert!(mode(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_network_is_let_in_when_it_is_encrypted_or_wanted() {
+        let bind = |address: &str| Listener::bind(&Address::tcp(address).unwrap()).unwrap();
+        let loopback = [bind("127.0.0.1:0"), bind("127.1.2.3:0")];
+        assert!(check_exposure(&loopback, false, false).is_ok());
+        let all = [bind("127.0.0.1:0"), bind("0.0.0.0:0")];
+        assert!(check_exposure(&all, true, false).is_ok());
+        assert!(check_exposure(&all, false, true).is_ok());
+        let error = check_exposure(&all, false, false).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Denied);
+        assert!(error.to_string().contains("nbd://0.0.0.0:"), "{error}");
+    }
+}
