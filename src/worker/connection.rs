@@ -18,7 +18,6 @@ use arrayvec::ArrayVec;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::Instant;
 
 /// The same, when a large payload is expected behind the next header.
 const SMALL_BUFFER: usize = 4 << 10;
@@ -98,10 +97,8 @@ pub(super) struct Connection {
     pub(super) is_doubted: bool,
     /// Whether it is on the list of the rounds.
     pub(super) is_in_rounds: bool,
-    /// Whether the kernel was told to bear with a client that reads nothing.
-    pub(super) is_borne_with: bool,
-    /// Since when there is output that the socket does not take.
-    pub(super) unread_since: Option<Instant>,
+    /// Whether the socket has taken all output at some moment since this was last asked.
+    took_all: bool,
 }
 
 /// What a worker lent for this turn.
@@ -155,8 +152,7 @@ impl Connection {
             waits_for: Next::Readable,
             is_doubted: false,
             is_in_rounds: false,
-            is_borne_with: false,
-            unread_since: None,
+            took_all: false,
         }
     }
 
@@ -177,9 +173,19 @@ impl Connection {
         &self.stream
     }
 
+    /// Whether there is something that the socket has not taken.
+    pub(super) fn has_output(&self) -> bool {
+        !self.output.is_empty()
+    }
+
     /// Whether its client may have something to take that it has not taken. Over TCP what was sent may be underway.
     pub(super) fn may_be_unread(&self) -> bool {
-        self.unread_since.is_some() || self.stream.is_tcp()
+        !self.output.is_empty() || self.stream.is_tcp()
+    }
+
+    /// Whether there has been output all the time since this was last asked.
+    pub(super) fn has_been_unread(&mut self) -> bool {
+        !std::mem::take(&mut self.took_all) && !self.output.is_empty()
     }
 
     /// Notes that base pages came.
@@ -216,8 +222,6 @@ impl Connection {
             } else {
                 self.output = Output::default();
             }
-        } else if self.unread_since.is_none() {
-            self.unread_since = Some(Instant::now());
         }
         next
     }
@@ -325,8 +329,7 @@ impl Connection {
         let device = device(&self.phase);
         let flushed = self.output.flush(self.stream.as_fd(), device, magazine)?;
         if flushed == Flushed::All {
-            // Its client takes what there is, if only slowly.
-            self.unread_since = None;
+            self.took_all = true;
         }
         Ok(flushed)
     }

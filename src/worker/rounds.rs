@@ -24,15 +24,24 @@ const BATCH: usize = 256;
 pub(super) struct Rounds {
     /// Between the beginnings of rounds; `None` when nothing is to be looked at.
     pace: Option<Duration>,
-    tokens: Vec<u64>,
-    /// How many of the tokens this round has been to.
+    list: Vec<Entry>,
+    /// How many of the list this round has been to.
     done: usize,
     next: Option<Instant>,
 }
 
+#[derive(Debug)]
+struct Entry {
+    token: u64,
+    /// Since when, at most one round too early, its client has left something unread.
+    unread_since: Instant,
+    /// Whether the kernel was told to bear with its host.
+    borne_with: bool,
+}
+
 /// What a look led to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Look {
+enum Look {
     /// Its client has taken everything.
     Fine,
     /// Not everything; look again.
@@ -43,12 +52,12 @@ pub(super) enum Look {
 
 impl Rounds {
     pub(super) fn new(limits: &Limits) -> Self {
-        // Often enough for an eighth more than the time that clients have; and twice, at the least, before the kernel
-        // gives a silent host up.
-        let pace = [limits.unread_reply.map(|time| time / 8), limits.silent_host.map(|time| time / 6)];
+        // Clients have their time, and at most two rounds more. And there are several looks before the kernel gives a
+        // silent host up.
+        let pace = [limits.unread_reply.map(|time| time / 16), limits.silent_host.map(|time| time / 6)];
         let pace = pace.into_iter().flatten().min();
         let pace = pace.map(|pace| pace.clamp(Duration::from_millis(5), PACE));
-        Self { pace, tokens: Vec::new(), done: 0, next: None }
+        Self { pace, list: Vec::new(), done: 0, next: None }
     }
 
     /// Whether anything is to be looked at.
@@ -58,9 +67,10 @@ impl Rounds {
 
     /// Puts a connection that is not on the list there.
     pub(super) fn add(&mut self, token: u64) {
-        self.tokens.push(token);
+        let now = Instant::now();
+        self.list.push(Entry { token, unread_since: now, borne_with: false });
         if self.next.is_none() {
-            self.next = self.pace.map(|pace| Instant::now() + pace);
+            self.next = self.pace.map(|pace| now + pace);
         }
     }
 
@@ -73,31 +83,31 @@ impl Rounds {
 impl Worker {
     /// Looks at the next connections of a round that is due.
     pub(super) fn go_round(&mut self, now: Instant) {
-        if self.rounds.next.is_none_or(|next| next > now) {
+        let Some(pace) = self.rounds.pace.filter(|_| self.rounds.next.is_some_and(|next| next <= now)) else {
             return;
-        }
+        };
         for _ in 0..BATCH {
-            let Some(&token) = self.rounds.tokens.get(self.rounds.done) else { break };
-            match self.connections.get_mut(&token).map(|connection| connection.look(now, &self.shared.limits))
-            {
+            let Some(entry) = self.rounds.list.get_mut(self.rounds.done) else { break };
+            let connection = self.connections.get_mut(&entry.token);
+            match connection.map(|connection| entry.look(connection, now, pace, &self.shared.limits)) {
                 Some(Look::Again) => self.rounds.done += 1,
                 Some(Look::Fine) | None => {
-                    self.rounds.tokens.swap_remove(self.rounds.done);
+                    self.rounds.list.swap_remove(self.rounds.done);
                 }
                 Some(Look::TooLong) => {
-                    self.rounds.tokens.swap_remove(self.rounds.done);
+                    let Entry { token, .. } = self.rounds.list.swap_remove(self.rounds.done);
                     self.say_unread(token);
                     self.close(token);
                 }
             }
         }
-        if self.rounds.done < self.rounds.tokens.len() {
+        if self.rounds.done < self.rounds.list.len() {
             // Others first, then the rest of this round.
             self.rounds.next = Some(now);
             return;
         }
         self.rounds.done = 0;
-        self.rounds.next = self.rounds.pace.filter(|_| !self.rounds.tokens.is_empty()).map(|pace| now + pace);
+        self.rounds.next = (!self.rounds.list.is_empty()).then(|| now + pace);
     }
 
     fn say_unread(&self, token: u64) {
@@ -107,39 +117,47 @@ impl Worker {
     }
 }
 
-impl Connection {
-    /// Whether its client took what there is for it, and what to do if not.
-    fn look(&mut self, now: Instant, limits: &Limits) -> Look {
-        let unread = self.unread_since.map(|since| now.saturating_duration_since(since));
-        if let (Some(unread), Some(most)) = (unread, limits.unread_reply)
-            && unread >= most
+impl Entry {
+    /// Whether the client took what there is for it, and what to do if not.
+    fn look(&mut self, connection: &mut Connection, now: Instant, pace: Duration, limits: &Limits) -> Look {
+        let unread = connection.has_been_unread();
+        if !unread {
+            self.unread_since = now;
+        } else if let Some(most) = limits.unread_reply
+            && now.saturating_duration_since(self.unread_since) >= most + pace
         {
             return Look::TooLong;
         }
         let outlook = match limits.silent_host {
-            Some(time) if self.stream().is_tcp() => self.be_patient(time, limits.unread_reply),
+            Some(time) if connection.stream().is_tcp() => {
+                self.be_patient(connection, time, limits.unread_reply)
+            }
             _ => Outlook::Taken,
         };
-        if unread.is_some() || outlook != Outlook::Taken {
+        if connection.has_output() || outlook != Outlook::Taken {
             return Look::Again;
         }
-        self.is_in_rounds = false;
+        connection.is_in_rounds = false;
         Look::Fine
     }
 
     /// Has the kernel bear with a host that answers, as long as its program may leave something unread.
-    fn be_patient(&mut self, silent_host: Duration, unread_reply: Option<Duration>) -> Outlook {
+    fn be_patient(
+        &mut self,
+        connection: &Connection,
+        silent_host: Duration,
+        unread_reply: Option<Duration>,
+    ) -> Outlook {
         // If the connection is lost, its next event tells.
-        let outlook = self.stream().outlook().unwrap_or(Outlook::Taken);
-        if self.is_borne_with != (outlook == Outlook::Unread) {
-            self.is_borne_with = !self.is_borne_with;
-            // Longer than this server itself waits, which then can say why it hangs up.
-            let time = if self.is_borne_with {
-                unread_reply.map(|time| time + PACE + silent_host)
-            } else {
-                Some(silent_host * 5 / 6)
+        let outlook = connection.stream().outlook().unwrap_or(Outlook::Taken);
+        if self.borne_with != (outlook == Outlook::Unread) {
+            self.borne_with = !self.borne_with;
+            let time = match self.borne_with {
+                // Longer than this server itself waits, which then can say why it hangs up.
+                true => unread_reply.map(|time| time + PACE * 2 + silent_host),
+                false => Some(silent_host * 5 / 6),
             };
-            if let Err(error) = self.stream().bear_with(time) {
+            if let Err(error) = connection.stream().bear_with(time) {
                 tracing::debug!(%error, "cannot tell the kernel how patient to be");
             }
         }
