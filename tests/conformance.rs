@@ -288,7 +288,7 @@ fn neighbouring_extents_differ_and_are_few_and_round() {
                 n == 0 || reply.extents[n - 1].1 != *state,
                 "extents {n} and the one before it are alike"
             );
-            at += u64::from(*extent);
+            at += *extent;
             assert!(at % 512 == 0 || at == offset + length, "an extent ends at {at}");
         }
     }
