@@ -69,6 +69,20 @@ fn a_named_session_is_shared_by_all_who_name_it() {
     assert_bytes(&outsider.read(0, 4096), &image.bytes(0, 4096), 0);
 }
 
+/// Ten thousand connections to one session once kept their worker busy for half a second whenever one more attached.
+#[test]
+fn a_session_has_room_for_256_connections_and_others_do_not_wait_for_them() {
+    let (_dir, image, server) = serve();
+    let mut all: Vec<Client> = (0..256).map(|_| server.simple("base@crowded")).collect();
+    let refusal = server.try_client("base@crowded").map(drop).expect_err("there is no room");
+    assert_eq!(refusal.kind, nbd::REP_ERR_TOO_BIG);
+    all[0].write(0, b"seen by all");
+    assert_eq!(all[255].read(0, 11), b"seen by all");
+    all.truncate(200);
+    wait_until("there is room again", || server.try_client("base@crowded").is_ok());
+    assert_bytes(&server.client("base@other").read(0, 4096), &image.bytes(0, 4096), 0);
+}
+
 #[test]
 fn what_one_connection_was_acknowledged_every_other_sees() {
     let (_dir, _image, server) = serve_with(&["--workers", "2"]);

@@ -67,42 +67,41 @@ impl Line {
         }
     }
 
-    /// Whether the client has hung up. Over a unix socket the kernel knows one that is gone from one that only sends no
-    /// more and still waits for its replies; over TCP and vsock both look the same, and are taken as gone.
-    fn peer_is_gone(&self) -> bool {
-        let gone = match self.stream.peer().kind {
-            PeerKind::Unix { .. } => PollFlags::HUP | PollFlags::ERR,
-            PeerKind::Tcp { .. } | PeerKind::Vsock { .. } => {
-                PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR
-            }
-        };
-        let mut fds = [PollFd::new(&*self.stream, PollFlags::RDHUP)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().intersects(gone)
-    }
-
-    /// Somebody attaches to the session: if this line's client is gone, what it left behind must not be done any more.
-    /// Waits for the turn that is held, if any.
+    /// Somebody attaches to a session that these lines are in: where a client is gone, what it left behind must not be
+    /// done any more. Waits for the turns that are held on such lines, if any.
     ///
     /// A unix socket tells at once that its client is gone. A TCP or vsock socket tells it behind everything that the
     /// client had still sent, which may be more than fits here; so a line with anything unread on it is doubtful until
     /// its worker has read on and seen what is behind.
-    pub(super) fn somebody_attaches(&self) {
-        let mut standing = self.lock();
-        if self.peer_is_gone() {
-            *standing = Standing::Fenced;
-        } else if !matches!(self.stream.peer().kind, PeerKind::Unix { .. })
-            && *standing == Standing::Good
-            // In this order: what is read no more is in the worker's hands by then.
-            && (self.has_unread() || self.in_request.load(Ordering::Acquire))
-        {
-            *standing = Standing::Doubtful;
+    ///
+    /// All lines are asked by one call: whoever attaches must not keep its worker for as long as one call each takes.
+    pub(super) fn somebody_attaches(lines: &[Arc<Self>]) {
+        let asked = PollFlags::RDHUP | PollFlags::IN;
+        let mut fds: Vec<_> = lines.iter().map(|line| PollFd::new(&*line.stream, asked)).collect();
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        // A kernel without memory for the answer: nobody is known to be there.
+        let answered = poll(&mut fds, Some(&now)).is_ok();
+        for (line, fd) in lines.iter().zip(&fds) {
+            line.judge(if answered { fd.revents() } else { PollFlags::IN });
         }
     }
 
-    /// Whether something has arrived, or may have: not every kernel can say it of vsock.
-    fn has_unread(&self) -> bool {
-        !rustix::io::ioctl_fionread(&*self.stream).is_ok_and(|unread| unread == 0)
+    /// Draws the conclusion from what the kernel said of the line.
+    ///
+    /// Over a unix socket the kernel knows a client that is gone from one that only sends no more and still waits for its
+    /// replies; over TCP and vsock both look the same, and are taken as gone.
+    fn judge(&self, seen: PollFlags) {
+        let is_local = matches!(self.stream.peer().kind, PeerKind::Unix { .. });
+        let gone = PollFlags::HUP | PollFlags::ERR;
+        if seen.intersects(if is_local { gone } else { gone | PollFlags::RDHUP }) {
+            *self.lock() = Standing::Fenced;
+        // In this order: what is read no more is in the worker's hands by then.
+        } else if !is_local && (seen.contains(PollFlags::IN) || self.in_request.load(Ordering::Acquire)) {
+            let mut standing = self.lock();
+            if *standing == Standing::Good {
+                *standing = Standing::Doubtful;
+            }
+        }
     }
 
     /// Ends the doubt: the client is there.

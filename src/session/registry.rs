@@ -36,6 +36,10 @@ pub struct Description {
     pub shared: bool,
 }
 
+/// Connections to one session. Everybody who attaches looks at all of the others, on its worker's time, and no client is
+/// known that uses more than a few dozen.
+const MOST_LINES: usize = 256;
+
 type Named = HashMap<(usize, SessionId), (Arc<Session>, Place)>;
 
 /// Work for the housekeeper.
@@ -180,13 +184,17 @@ impl Registry {
         let others = {
             // Under the lock on the map, so that the session cannot end at the same time.
             let mut attached = session.attached();
+            if attached.lines.len() >= MOST_LINES {
+                let error = Error::new(ErrorKind::OutOfSpace, "Too many connections to session");
+                return Err(error.on(export_name).advise("close some of them first"));
+            }
             let others = attached.lines.clone();
             attached.lines.push(Arc::clone(line));
             others
         };
         drop(named);
         // Without any lock: it may have to wait for a turn.
-        others.iter().for_each(|other| other.somebody_attaches());
+        Line::somebody_attaches(&others);
         Ok(session)
     }
 

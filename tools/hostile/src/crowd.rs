@@ -28,7 +28,8 @@ pub struct Crowd {
     pub place: Place,
     /// The export.
     pub export: String,
-    /// The named session of it that every other client asks for; the others have one each.
+    /// The named sessions of it that every other client asks for begin with this; a dozen clients share one of them. The
+    /// other clients have a session each.
     pub session: String,
     /// The ways to misbehave, in turn.
     pub kinds: Vec<Kind>,
@@ -194,7 +195,7 @@ impl Running<'_> {
             let token = self.started;
             self.started += 1;
             let kind = self.crowd.kinds[self.random.index(self.crowd.kinds.len())];
-            let named = format!("{}@{}", self.crowd.export, self.crowd.session);
+            let named = format!("{}@{}-{}", self.crowd.export, self.crowd.session, token / 24);
             let name = if token.is_multiple_of(2) { &self.crowd.export } else { &named };
             let steps = script(kind, name, self.crowd.span, &mut self.random);
             epoll::add(&self.epoll, &socket, EventData::new_u64(token), EventFlags::RDHUP)?;

@@ -19,7 +19,7 @@ use serde_json::json;
 struct Cli {
     #[command(flatten)]
     place: Where,
-    /// The export to ask for; every other client asks for EXPORT@rude
+    /// The export to ask for; every other client asks for a named session of it, EXPORT@rude-N
     #[arg(long, default_value = "", value_name = "NAME")]
     export: String,
     /// A way to misbehave, or several [default: all]
