@@ -56,9 +56,14 @@ pub(super) const PLAIN: &[c_long] = &[
     libc::SYS_lseek,
     libc::SYS_faccessat,
     libc::SYS_faccessat2,
+    libc::SYS_capget,
+    // The same by older names, which some libraries still use.
     #[cfg(target_arch = "x86_64")]
     libc::SYS_access,
-    libc::SYS_capget,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_stat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_lstat,
     // Who am I, and where? `rustix` takes it for granted that these cannot fail.
     libc::SYS_getuid,
     libc::SYS_geteuid,
@@ -113,6 +118,8 @@ pub(super) fn conditional(process: u32, unlinks: bool) -> Result<Vec<Call>> {
     let mut calls = vec![
         // Files are opened to be read, and never made.
         (libc::SYS_openat, vec![none_of(2, libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC)?]),
+        #[cfg(target_arch = "x86_64")]
+        (libc::SYS_open, vec![none_of(1, libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC)?]),
         // No memory that could hold code: neither new nor by changing what is there.
         (libc::SYS_mmap, vec![none_of(2, libc::PROT_EXEC)?]),
         (libc::SYS_mprotect, vec![none_of(2, libc::PROT_EXEC)?]),

@@ -4,6 +4,7 @@
 //! is not on the list.
 
 mod attempts;
+mod gate;
 mod kernels;
 #[path = "../support/mod.rs"]
 mod support;
@@ -53,7 +54,7 @@ fn every_thread_is_confined_and_has_no_rights_left() {
 
     let threads = threads(&server);
     let names: Vec<_> = threads.iter().map(|thread| thread["Name"].as_str()).collect();
-    for name in ["memdev", "worker-0", "worker-2", "warmer", "housekeeper", "tender", "watcher"] {
+    for name in ["memdev", "signals", "worker-0", "worker-2", "warmer", "housekeeper", "tender", "watcher"] {
         assert!(names.contains(&name), "{name} in {names:?}");
     }
     for thread in &threads {
