@@ -2,6 +2,7 @@
 
 pub mod base;
 pub mod client;
+pub mod confine;
 pub mod cow;
 pub mod error;
 pub mod handshake;

@@ -12,6 +12,7 @@ pub use extents::{Extents, Run};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::{KernelSpan, Mapping};
 use residency::Residency;
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -281,14 +282,18 @@ impl Source {
     }
 }
 
-/// Whether `mincore` answers truly: since Linux 5.2 only to the file's owner, and to who may write it.
+/// Whether `mincore` answers truly: since Linux 5.2 only to the file's owner, and to who may write it. Root is neither
+/// of another user's file, once it has given up its capabilities.
 fn is_told(file: &File, metadata: &std::fs::Metadata) -> bool {
-    let user = rustix::process::geteuid();
+    let is_owner = || {
+        let owns_all = |sets: CapabilitySets| sets.effective.contains(CapabilitySet::FOWNER);
+        metadata.uid() == rustix::process::geteuid().as_raw() || capabilities(None).is_ok_and(owns_all)
+    };
     let may_write = || {
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok()
     };
-    user.is_root() || metadata.uid() == user.as_raw() || may_write()
+    is_owner() || may_write()
 }
 
 fn length(mut file: &File) -> io::Result<u64> {

@@ -1,5 +1,6 @@
 //! `memdev serve`: offers images until it is told to stop.
 
+mod confine;
 mod limits;
 mod notify;
 mod signals;
@@ -16,13 +17,14 @@ use memdev::Result;
 use memdev::handshake::Knobs;
 use memdev::net::Listener;
 use memdev::overlay::BlockSize;
-use memdev::worker::{Server, ServerConfig};
+use memdev::worker::{Server, ServerConfig, default_budget};
 
 use super::image::{self, ImageArg};
 use super::{Failure, duration, size};
+use confine::ConfineArgs;
 use limits::LimitArgs;
 use notify::Notifier;
-use signals::StopSignal;
+use signals::Caught;
 use ways::{Ways, WaysIn};
 
 /// More event loops than this is a slip of the finger: the largest machines have fewer CPUs.
@@ -83,6 +85,9 @@ pub(crate) struct Serve {
     #[command(flatten)]
     limits: LimitArgs,
 
+    #[command(flatten)]
+    confine: ConfineArgs,
+
     // For conformance tests of clients, and of our own fallbacks.
     /// Withhold the handshake flags that are not in BITS (decimal, or hexadecimal with 0x)
     #[arg(long, value_name = "BITS", hide = true, value_parser = bits)]
@@ -103,11 +108,21 @@ pub(crate) fn run(args: Serve) -> Result<(), Failure> {
     let inherited = args.ways.take_inherited()?;
     let notifier = Notifier::from_environment();
     // From here on a signal ends the server in good order, with its sockets removed.
-    let stop = StopSignal::watch()?;
+    let caught = Caught::watch()?;
     raise_descriptor_limit();
-    let ways_in = args.ways.open(inherited)?;
+    let confinement = args.confine.confinement()?;
+    let ways_in = args.ways.open(inherited, &confinement)?;
     let uris: Vec<String> = ways_in.listeners.iter().map(Listener::uri).collect();
-    let server = Server::start(args.into_config(ways_in))?;
+    let config = args.into_config(ways_in);
+    // From here on this process has only what it needs to serve: open and read beforehand what else it takes to start.
+    let entered = confinement.enter(&confine::needs(&config))?;
+    let stop = caught.listen()?;
+    let mut report = None;
+    let server = Server::start_when(config, || {
+        report = Some(entered.seal()?);
+        Ok(())
+    })?;
+    report.iter().for_each(confine::say);
     for uri in uris {
         // With stderr closed nobody wants to know.
         let _ = writeln!(io::stderr(), "listening on {uri}");
@@ -129,7 +144,7 @@ impl Serve {
             listeners: ways_in.listeners,
             connections: ways_in.connections,
             workers: self.workers.and_then(|n| usize::try_from(n).ok()).unwrap_or_else(cpus),
-            memory: self.memory,
+            memory: Some(self.memory.unwrap_or_else(default_budget)),
             session_memory: self.session_memory,
             block_size: self.block_size,
             linger: self.linger,

@@ -25,7 +25,7 @@ const BACKLOG: i32 = 4096;
 pub struct Listener {
     // Before `fd`, so that it is dropped while the socket still listens: until then, no other server can take the file
     // for a stale one and put its own in its place, and the file removed is certain to be ours.
-    _file: Option<SocketFile>,
+    file: Option<SocketFile>,
     pub(super) fd: OwnedFd,
     pub(super) address: Address,
 }
@@ -37,7 +37,7 @@ impl Listener {
 
     /// A listener on a socket that somebody else has bound, and whose file is theirs.
     pub(super) fn adopted(fd: OwnedFd, address: Address) -> Self {
-        Self { _file: None, fd, address }
+        Self { file: None, fd, address }
     }
 
     /// Listens on `address`; if its host has several addresses, on the first that can be bound. A stale unix socket file
@@ -115,6 +115,12 @@ impl Listener {
         &self.address
     }
 
+    /// The absolute path of the socket file that this listener made, and will remove.
+    #[must_use]
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_ref().map(|file| file.path.as_path())
+    }
+
     /// The URI of [`Listener::address`], to which a client appends an export's name.
     #[must_use]
     pub fn uri(&self) -> String {
@@ -161,7 +167,7 @@ impl Listener {
         rustix::net::bind(&fd, &addr)?;
         rustix::net::listen(&fd, BACKLOG)?;
         let bound = SocketAddr::try_from(rustix::net::getsockname(&fd)?)?;
-        Ok(Self { _file: None, fd, address: tcp_address(bound) })
+        Ok(Self { file: None, fd, address: tcp_address(bound) })
     }
 
     fn bind_vsock(cid: u32, port: u32) -> rustix::io::Result<Self> {
@@ -170,7 +176,7 @@ impl Listener {
         rustix::net::bind(&fd, &VsockAddr { cid, port })?;
         rustix::net::listen(&fd, BACKLOG)?;
         let bound = VsockAddr::from_any(&rustix::net::getsockname(&fd)?).ok_or(Errno::INVAL)?;
-        Ok(Self { _file: None, fd, address: vsock_address(bound) })
+        Ok(Self { file: None, fd, address: vsock_address(bound) })
     }
 
     fn bind_unix(path: &Path, mode: u32) -> Result<Self> {
@@ -199,7 +205,7 @@ impl Listener {
             rustix::fs::chmod(path, mode).map_err(fail)?;
         }
         rustix::net::listen(&fd, BACKLOG).map_err(fail)?;
-        Ok(Self { _file: Some(file), fd, address: Address::Unix(absolute) })
+        Ok(Self { file: Some(file), fd, address: Address::Unix(absolute) })
     }
 }
 

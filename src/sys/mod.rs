@@ -13,6 +13,7 @@
 #![allow(unsafe_code)]
 
 mod arena;
+pub(crate) mod filter;
 pub(crate) mod inherited;
 mod mapping;
 pub mod peer;

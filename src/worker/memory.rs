@@ -5,7 +5,8 @@ use std::path::Path;
 
 /// Half of the machine's memory, or of what this process's control groups leave it: the other half is for the page cache
 /// and for programs. In bytes.
-pub(super) fn default_budget() -> u64 {
+#[must_use]
+pub fn default_budget() -> u64 {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let limit = limits(&groups, Path::new("/sys/fs/cgroup")).min();
     machine().min(limit.unwrap_or(u64::MAX)) / 2

@@ -24,6 +24,7 @@ mod rounds;
 mod seldom;
 
 pub use limits::Limits;
+pub use memory::default_budget;
 
 use crate::base::Source;
 use crate::error::{Error, ErrorKind, Result};
@@ -31,10 +32,11 @@ use crate::handshake::Knobs;
 use crate::net::{Listener, Party, Stream, Tally};
 use crate::overlay::{BlockSize, Budget, Pool};
 use crate::session::{self, Registry};
-use crossbeam::channel::{Receiver, Sender, never, unbounded};
+use crossbeam::channel::{Receiver, Sender, bounded, never, unbounded};
 use event_loop::Worker;
 use mailbox::{Inbox, Mailbox, Message};
 use seldom::Seldom;
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
@@ -117,6 +119,15 @@ impl Server {
     /// # Errors
     /// When an image cannot be served, or the system has no more threads, descriptors or address space.
     pub fn start(config: ServerConfig) -> Result<Self> {
+        Self::start_when(config, || Ok(()))
+    }
+
+    /// Opens the images, starts all threads that the server will ever have, and serves no client before `ready` has
+    /// returned: so that it can do to all of them what must be done before (see [`crate::confine`]).
+    ///
+    /// # Errors
+    /// As [`Server::start`], and what `ready` returns.
+    pub fn start_when(config: ServerConfig, ready: impl FnOnce() -> Result<()>) -> Result<Self> {
         let sources =
             config.images.iter().map(|(name, path)| Source::open(name, path)).collect::<Result<Vec<_>>>()?;
         let memory = config.memory.unwrap_or_else(memory::default_budget);
@@ -152,7 +163,17 @@ impl Server {
 
         let over = if shared.listeners().is_empty() { shared.connections.empty().clone() } else { never() };
         let mut server = Self { shared, workers: Vec::new(), helpers: Vec::new(), tender: None, over };
-        match server.begin(config.connections).and_then(|()| server.start_threads(inboxes, &orders)) {
+        // Nothing is ever sent: the workers wait until this end of it is gone.
+        let (gate, opened) = bounded(0);
+        let started = server
+            .begin(config.connections)
+            .and_then(|()| server.start_threads(inboxes, &orders, &opened))
+            .and_then(|()| ready());
+        if started.is_err() {
+            server.shared.stopping.store(true, Ordering::Release);
+        }
+        drop(gate);
+        match started {
             Ok(()) => Ok(server),
             Err(error) => {
                 // Those that were started must not keep the sockets; what they may say is of no interest any more.
@@ -187,7 +208,12 @@ impl Server {
         &self.over
     }
 
-    fn start_threads(&mut self, inboxes: Vec<Inbox>, orders: &Receiver<cold::Order>) -> Result<()> {
+    fn start_threads(
+        &mut self,
+        inboxes: Vec<Inbox>,
+        orders: &Receiver<cold::Order>,
+        opened: &Receiver<Infallible>,
+    ) -> Result<()> {
         let shared = &self.shared;
         for _ in 0..WARMERS {
             let (orders, shared) = (orders.clone(), Arc::clone(shared));
@@ -201,7 +227,13 @@ impl Server {
         self.helpers.push(spawn("watcher", move || cold::watch(&watched))?);
         for (index, inbox) in inboxes.into_iter().enumerate() {
             let worker = Worker::new(index, inbox, Arc::clone(shared))?;
-            self.workers.push(spawn(&format!("worker-{index}"), move || worker.run())?);
+            let opened = opened.clone();
+            let body = move || {
+                // It fails when the gate is opened, which is what it waits for.
+                let _ = opened.recv();
+                worker.run();
+            };
+            self.workers.push(spawn(&format!("worker-{index}"), body)?);
         }
         Ok(())
     }

@@ -22,6 +22,7 @@ pub struct Serve {
     dir: TempDir,
     images: Vec<OsString>,
     args: Vec<OsString>,
+    confine: Vec<OsString>,
     tcp: bool,
 }
 
@@ -55,7 +56,28 @@ pub fn scratch() -> TempDir {
 impl Serve {
     /// Serves the image under its file stem.
     pub fn image(image: &Image) -> Self {
-        Self { dir: scratch(), images: vec![image.path.clone().into()], args: Vec::new(), tcp: false }
+        // A system call that the server makes and that is not on its list must not just fail: the test must.
+        let mut confine: Vec<OsString> = vec!["--confine-strict".into()];
+        if !rustix::process::geteuid().is_root() {
+            // Else whoever is not root cannot count the server's descriptors.
+            confine.push("--confine-traceable".into());
+        }
+        let images = vec![image.path.clone().into()];
+        Self { dir: scratch(), images, args: Vec::new(), confine, tcp: false }
+    }
+
+    /// Is confined as users have it by default, or as these arguments say, instead of as it is best for tests.
+    #[must_use]
+    pub fn confine<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(mut self, args: I) -> Self {
+        self.confine = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
+        self
+    }
+
+    /// Keeps its socket in `dir`.
+    #[must_use]
+    pub fn dir(mut self, dir: TempDir) -> Self {
+        self.dir = dir;
+        self
     }
 
     /// Serves another image too.
@@ -99,7 +121,7 @@ impl Serve {
         if self.tcp {
             command.args(["--tcp", "127.0.0.1:0"]);
         }
-        command.args(&self.args).stdin(Stdio::null()).stdout(Stdio::null());
+        command.args(&self.confine).args(&self.args).stdin(Stdio::null()).stdout(Stdio::null());
         let mut server = Server::spawn(command, self.dir, socket);
         let addresses = if self.tcp { 2 } else { 1 };
         server.wait_for_line("listening on", addresses);

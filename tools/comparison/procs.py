@@ -152,7 +152,8 @@ def _written_files(pid: int, overlay: Path) -> dict[tuple[int, int], int]:
     folder = Path(f"/proc/{pid}/fd")
     try:
         entries = os.listdir(folder)
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        # memdev lets only root look; it has no file open for writing.
         return files
     for entry in entries:
         try:

@@ -4,8 +4,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 use clap::builder::{PathBufValueParser, TypedValueParser};
+use memdev::confine::Confinement;
 use memdev::net::{Address, Listener, Stream};
 use memdev::{Error, ErrorKind, Result, proto};
+
+use super::confine;
 
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Addresses")]
@@ -73,10 +76,10 @@ impl Ways {
     }
 
     /// Begins to listen.
-    pub(super) fn open(&self, inherited: Inherited) -> Result<WaysIn> {
+    pub(super) fn open(&self, inherited: Inherited, confinement: &Confinement) -> Result<WaysIn> {
         let Inherited { mut listeners, connection } = inherited;
         for path in &self.unix {
-            listeners.push(Listener::bind_unix_with(path, self.unix_mode)?);
+            listeners.push(confine::bind_unix(path, self.unix_mode, confinement)?);
         }
         for address in self.tcp.iter().chain(&self.vsock) {
             listeners.extend(Listener::bind_all(address)?);

@@ -1,0 +1,166 @@
+//! Capabilities, core files, new privileges: what the process gives up of its own.
+//!
+//! All of it belongs to a thread or is inherited by threads that are started later, and so is done before there are any.
+
+use super::Needs;
+use super::user::{User, aside};
+use crate::error::{Error, Result};
+use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+use std::path::Path;
+
+/// Capabilities without which this process could not do later what it does now.
+///
+/// Root needs none for what is root's own. But it may serve an image that is another user's alone, and listen in another
+/// user's directory: then it keeps what opening the next image, or removing the socket file, will take, and no more.
+pub(super) fn needed(needs: &Needs) -> CapabilitySet {
+    let mut needed = CapabilitySet::empty();
+    let Ok(had) = capabilities(None) else { return needed };
+    let as_nobody = || {
+        set_capabilities(None, only(CapabilitySet::empty())).is_ok().then(|| {
+            let unreadable = needs.images.iter().any(|image| !may_open(image));
+            let unremovable = needs.sockets.iter().any(|socket| !may_remove(socket));
+            (unreadable, unremovable)
+        })
+    };
+    let Some((unreadable, unremovable)) = aside(as_nobody) else { return needed };
+    needed.set(CapabilitySet::DAC_READ_SEARCH, unreadable);
+    needed.set(CapabilitySet::DAC_OVERRIDE, unremovable);
+    needed & had.permitted
+}
+
+/// Whether `user` can serve these images, and what takes their place, and remove these sockets.
+///
+/// # Errors
+/// One line that names the file, and the user who may not.
+pub(super) fn check(user: &User, needs: &Needs) -> Result<()> {
+    let denied = user.act(|| needs.images.iter().find(|image| !may_open(image)))?;
+    match denied {
+        None => Ok(()),
+        Some(image) => Err(Error::io(format!("User {user} may not read image"), Errno::ACCESS)
+            .on_path(image)
+            .advise("let that user read it, and search the directories above it")),
+    }
+}
+
+/// Whether nothing forbids to open the file. That there is none, or nothing to serve, is for others to say.
+fn may_open(path: &Path) -> bool {
+    // A FIFO would wait for a writer.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    !matches!(rustix::fs::open(path, flags, Mode::empty()), Err(Errno::ACCESS | Errno::PERM))
+}
+
+fn may_remove(path: &Path) -> bool {
+    let directory = path.parent().unwrap_or(path);
+    let access = Access::WRITE_OK | Access::EXEC_OK;
+    let may_write = rustix::fs::accessat(CWD, directory, access, AtFlags::EACCESS);
+    !matches!(may_write, Err(Errno::ACCESS | Errno::PERM))
+}
+
+/// Makes the calling thread `user`'s, if one is given, and leaves it with the capabilities in `keep` at most; nothing it
+/// could execute would have more.
+///
+/// # Errors
+/// When it cannot become that user, or the system does not let go of its capabilities.
+pub(super) fn drop(user: Option<&User>, keep: CapabilitySet) -> Result<()> {
+    let failed = |errno| Error::io("Cannot drop capabilities", errno);
+    let had = capabilities(None).map_err(failed)?;
+    if had.effective.contains(CapabilitySet::SETPCAP) {
+        for number in 0..u64::BITS {
+            match rustix::thread::remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(
+                1 << number,
+            )) {
+                Ok(()) => {}
+                // The kernel has no more of them.
+                Err(Errno::INVAL) => break,
+                Err(errno) => return Err(failed(errno)),
+            }
+        }
+    }
+    rustix::thread::clear_ambient_capability_set().map_err(failed)?;
+    if let Some(user) = user {
+        user.put_on()?;
+    }
+    let left = capabilities(None).map_err(failed)?.permitted;
+    set_capabilities(None, only(left & keep)).map_err(failed)
+}
+
+fn only(set: CapabilitySet) -> CapabilitySets {
+    CapabilitySets { effective: set, permitted: set, inheritable: CapabilitySet::empty() }
+}
+
+/// No core file, however the process ends, and no other process of the same user can look into this one: what sessions
+/// hold is in its memory. A limit alone would not do: systems that pipe core files to a program do not ask for it.
+/// A `traceable` process has the limit alone.
+///
+/// # Errors
+/// What the system says.
+pub(super) fn forbid_dumps(traceable: bool) -> std::io::Result<()> {
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    let dumps = if traceable { DumpableBehavior::Dumpable } else { DumpableBehavior::NotDumpable };
+    Ok(set_dumpable_behavior(dumps)?)
+}
+
+/// Nothing that this thread, or one it starts, executes has more rights than it has.
+///
+/// # Errors
+/// What the system says.
+pub(super) fn forbid_new_privileges() -> std::io::Result<()> {
+    Ok(rustix::thread::set_no_new_privs(true)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{PermissionsExt, chown};
+
+    /// The rights that root takes from its capabilities, and the tests may be run by others.
+    fn is_root() -> bool {
+        rustix::process::geteuid().is_root()
+    }
+
+    #[test]
+    fn root_needs_nothing_for_its_own_files_and_little_for_those_of_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        fs::write(&image, "x").unwrap();
+        fs::set_permissions(&image, Permissions::from_mode(0o600)).unwrap();
+        let needs = Needs { images: vec![image.clone()], sockets: vec![dir.path().join("socket")] };
+        assert_eq!(needed(&needs), CapabilitySet::empty());
+        if is_root() {
+            chown(&image, Some(1), Some(1)).unwrap();
+            assert_eq!(needed(&needs), CapabilitySet::DAC_READ_SEARCH);
+            chown(dir.path(), Some(1), Some(1)).unwrap();
+            fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+            assert_eq!(needed(&needs), CapabilitySet::DAC_READ_SEARCH | CapabilitySet::DAC_OVERRIDE);
+            chown(&image, Some(0), Some(0)).unwrap();
+            assert_eq!(needed(&needs), CapabilitySet::DAC_OVERRIDE);
+        }
+        let missing = Needs { images: vec![dir.path().join("none")], sockets: Vec::new() };
+        assert_eq!(needed(&missing), CapabilitySet::empty());
+    }
+
+    #[test]
+    fn a_user_who_may_not_read_an_image_is_named_with_it() {
+        if !is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+        let image = dir.path().join("image");
+        fs::write(&image, "x").unwrap();
+        fs::set_permissions(&image, Permissions::from_mode(0o644)).unwrap();
+        let needs = Needs { images: vec![image.clone()], sockets: Vec::new() };
+        let nobody = User::look_up("nobody").unwrap();
+        check(&nobody, &needs).unwrap();
+        fs::set_permissions(&image, Permissions::from_mode(0o600)).unwrap();
+        let line = check(&nobody, &needs).unwrap_err().to_string();
+        let expected = format!("User nobody may not read image {}: permission denied", image.display());
+        assert!(line.starts_with(&expected), "{line}");
+        // That was another thread's business.
+        assert!(is_root());
+    }
+}
