@@ -5,22 +5,19 @@
 
 use super::Shared;
 use super::environment::Exports;
-use super::hold::{Hold, Verdict};
+use super::hold::Verdict;
+use super::wire::{Input, Received, Wire};
 use crate::cow::{Device, Piece};
 use crate::handshake::{Handshake, Progress};
-use crate::limits::{INPUT_AHEAD_BYTES as AHEAD, INPUT_BYTES as BUFFER};
+use crate::limits::INPUT_BYTES as BUFFER;
 use crate::net::Stream;
 use crate::overlay::Magazine;
 use crate::session::Turn;
-use crate::sys::{self, KernelSpanMut, MAX_SPANS};
 use crate::transmission::{Context, Flushed, Output, Pause, Transmission, Warm};
-use arrayvec::ArrayVec;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-/// The same, when a large payload is expected behind the next header.
-const SMALL_BUFFER: usize = 4 << 10;
 /// Receives in a row before others have a turn.
 const ROUNDS: usize = 4;
 
@@ -83,13 +80,9 @@ enum Phase {
 
 #[derive(Debug)]
 pub(super) struct Connection {
-    stream: Arc<Stream>,
+    wire: Wire,
     phase: Phase,
     rest: Vec<u8>,
-    /// What arrived while it was not known whether the client is still there; acted on before anything newer.
-    hold: Option<Box<Hold>>,
-    /// The client sends no more.
-    ended: bool,
     output: Output,
     /// What the event loop was last told to wait for.
     pub(super) waits_for: Next,
@@ -110,44 +103,15 @@ struct Lent<'a> {
     shared: &'a Shared,
 }
 
-/// What came of an attempt to receive.
-enum Received {
-    /// The client sends no more.
-    End,
-    /// Something; if the room was filled, there may be more.
-    Some { filled: bool },
-}
-
-/// The part of a worker's buffer that holds input of the connection at hand.
-struct Input<'a> {
-    buffer: &'a mut [u8],
-    start: usize,
-    end: usize,
-}
-
-impl Input<'_> {
-    fn bytes(&self) -> &[u8] {
-        &self.buffer[self.start..self.end]
-    }
-
-    /// Moves what is left to the front, to make room behind it.
-    fn make_room(&mut self) {
-        self.buffer.copy_within(self.start..self.end, 0);
-        (self.start, self.end) = (0, self.end - self.start);
-    }
-}
-
 impl Connection {
     pub(super) fn new(stream: Stream, shared: &Shared) -> Self {
         let handshake = Handshake::new(shared.knobs);
         let mut output = Output::default();
         output.put(&handshake.greeting());
         Self {
-            stream: Arc::new(stream),
+            wire: Wire::new(stream),
             phase: Phase::Handshake(Box::new(handshake)),
             rest: Vec::new(),
-            hold: None,
-            ended: false,
             output,
             waits_for: Next::Readable,
             is_doubted: false,
@@ -157,7 +121,7 @@ impl Connection {
     }
 
     pub(super) fn socket(&self) -> BorrowedFd<'_> {
-        self.stream.as_fd()
+        self.wire.stream().as_fd()
     }
 
     /// Whether the transmission phase has not begun, or never will.
@@ -166,11 +130,11 @@ impl Connection {
     }
 
     pub(super) fn peer(&self) -> &crate::net::Peer {
-        self.stream.peer()
+        self.wire.stream().peer()
     }
 
     pub(super) fn stream(&self) -> &Stream {
-        &self.stream
+        self.wire.stream()
     }
 
     /// Whether there is something that the socket has not taken.
@@ -180,7 +144,7 @@ impl Connection {
 
     /// Whether its client may have something to take that it has not taken. Over TCP what was sent may be underway.
     pub(super) fn may_be_unread(&self) -> bool {
-        !self.output.is_empty() || self.stream.is_tcp()
+        !self.output.is_empty() || self.stream().is_tcp()
     }
 
     /// Whether there has been output all the time since this was last asked.
@@ -202,8 +166,7 @@ impl Connection {
             std::mem::swap(&mut self.output, &mut tools.output);
         }
         let Tools { buffer, magazine, orders, pieces, output: idle } = tools;
-        buffer[..self.rest.len()].copy_from_slice(&self.rest);
-        let input = Input { buffer, start: 0, end: self.rest.len() };
+        let input = Input::new(buffer, &self.rest);
         self.rest.clear();
         let mut lent = Lent { input, magazine, orders, pieces, shared };
         self.set_in_request(true);
@@ -261,10 +224,14 @@ impl Connection {
                     Verdict::Unknown => return Next::Certainty,
                 },
             }
-            if !may_have_more && self.hold.is_none() {
+            if !may_have_more && !self.wire.holds() {
                 return Next::Readable;
             }
-            match self.receive(&mut lent.input) {
+            let transmission = match &mut self.phase {
+                Phase::Transmission(transmission) => Some(&mut **transmission),
+                Phase::Handshake(_) | Phase::Closing => None,
+            };
+            match self.wire.receive(&mut lent.input, transmission) {
                 Ok(Received::End) => match &mut self.phase {
                     Phase::Transmission(transmission) => transmission.end_of_input(lent.magazine),
                     Phase::Handshake(_) | Phase::Closing => return Next::Close,
@@ -279,7 +246,7 @@ impl Connection {
     }
 
     fn lost(&self, error: &io::Error) -> Next {
-        tracing::debug!(peer = %self.stream.peer(), %error, "connection lost");
+        tracing::debug!(peer = %self.wire.stream().peer(), %error, "connection lost");
         Next::Close
     }
 
@@ -287,21 +254,21 @@ impl Connection {
     fn act(&mut self, lent: &mut Lent<'_>) -> Stop {
         let Lent { input, magazine, orders, pieces, shared } = lent;
         if let Phase::Handshake(handshake) = &mut self.phase {
-            let exports = Exports { shared, stream: &self.stream };
+            let exports = Exports { shared, stream: self.wire.stream() };
             let mut replies = Vec::new();
             let (used, progress) = handshake.receive(&exports, input.bytes(), &mut replies);
-            input.start += used;
+            input.take(used);
             self.output.put(&replies);
             match progress {
                 Progress::More => return Stop::At(Pause::Input),
                 Progress::Closed => {
                     if let Some(reason) = handshake.close_reason() {
-                        tracing::debug!(peer = %self.stream.peer(), %reason, "handshake ended");
+                        tracing::debug!(peer = %self.wire.stream().peer(), %reason, "handshake ended");
                     }
                     self.phase = Phase::Closing;
                 }
                 Progress::Ready { export, info, negotiated } => {
-                    tracing::debug!(peer = %self.stream.peer(), export = info.name, "transmission begins");
+                    tracing::debug!(peer = %self.wire.stream().peer(), export = info.name, "transmission begins");
                     self.phase = Phase::Transmission(Box::new(Transmission::new(export, negotiated)));
                 }
             }
@@ -312,22 +279,18 @@ impl Connection {
             Turn::Granted(turn) => turn,
             Turn::Doubtful => return Stop::Doubtful,
             Turn::Fenced => {
-                tracing::debug!(peer = %self.stream.peer(), "client is gone, and its session was attached again");
+                tracing::debug!(peer = %self.wire.stream().peer(), "client is gone, and its session was attached again");
                 return Stop::At(Pause::Over);
             }
         };
         let mut cx = Context { magazine, output: &mut self.output, orders, pieces };
         let (used, pause) = transmission.consume(input.bytes(), &mut cx);
-        input.start += used;
+        input.take(used);
         Stop::At(pause)
     }
 
     fn flush(&mut self, magazine: &mut Magazine) -> io::Result<Flushed> {
-        if self.output.is_empty() {
-            return Ok(Flushed::All);
-        }
-        let device = device(&self.phase);
-        let flushed = self.output.flush(self.stream.as_fd(), device, magazine)?;
+        let flushed = self.wire.flush(&mut self.output, device(&self.phase), magazine)?;
         if flushed == Flushed::All {
             self.took_all = true;
         }
@@ -337,68 +300,15 @@ impl Connection {
     /// Reads on without acting, to find out whether the client is still there.
     fn read_on(&mut self, shared: &Shared) -> Verdict {
         let Phase::Transmission(transmission) = &self.phase else { return Verdict::There };
-        let hold = self.hold.get_or_insert_with(|| Box::new(Hold::new(Arc::clone(&shared.held))));
-        if self.waits_for != Next::Certainty {
-            hold.renew();
-        }
-        let verdict = hold.read_on(self.stream.as_fd());
+        let verdict = self.wire.read_on(self.waits_for != Next::Certainty, &shared.held);
         if verdict == Verdict::There {
             transmission.attachment().line().vouch();
         }
         verdict
     }
 
-    /// Takes some input, without acting on it, from a client that does not take its replies: many a client sends all its
-    /// requests before it reads the first reply.
     fn read_ahead(&mut self, input: &mut Input<'_>) -> Next {
-        input.make_room();
-        let end = input.end;
-        if self.ended || self.hold.is_some() || end >= AHEAD {
-            return Next::Writable;
-        }
-        match sys::receive(self.stream.as_fd(), &mut [KernelSpanMut::new(&mut input.buffer[end..AHEAD])]) {
-            Ok(0) => self.ended = true,
-            Ok(count) => input.end += count,
-            // What is wrong with the connection is told by the next attempt to send.
-            Err(_) => {}
-        }
-        if self.ended || input.end >= AHEAD { Next::Writable } else { Next::WritableOrReadable }
-    }
-
-    /// Receives payload to its place, and whatever comes behind it into the buffer.
-    fn receive(&mut self, input: &mut Input<'_>) -> io::Result<Received> {
-        input.make_room();
-        let end = input.end;
-        if let Some(hold) = &mut self.hold {
-            let count = hold.give(&mut input.buffer[end..]);
-            input.end += count;
-            if hold.is_spent() {
-                self.hold = None;
-            }
-            if count > 0 {
-                return Ok(Received::Some { filled: true });
-            }
-        }
-        if self.ended {
-            return Ok(Received::End);
-        }
-        let mut spans = ArrayVec::<KernelSpanMut<'_>, MAX_SPANS>::new();
-        let mut room = BUFFER;
-        if let Phase::Transmission(transmission) = &mut self.phase {
-            if transmission.prefers_small_input() {
-                room = SMALL_BUFFER.max(end + 1).min(BUFFER);
-            }
-            spans.extend(transmission.payload_spans().take(MAX_SPANS - 1));
-        }
-        let payload = spans.iter().map(KernelSpanMut::len).sum::<usize>();
-        spans.push(KernelSpanMut::new(&mut input.buffer[end..room]));
-        let count = sys::receive(self.stream.as_fd(), &mut spans)?;
-        drop(spans);
-        if let Phase::Transmission(transmission) = &mut self.phase {
-            transmission.payload_received(count.min(payload) as u64);
-        }
-        input.end += count.saturating_sub(payload);
-        Ok(if count == 0 { Received::End } else { Received::Some { filled: count == payload + room - end } })
+        if self.wire.read_ahead(input) { Next::WritableOrReadable } else { Next::Writable }
     }
 
     /// Gives back what it holds. What was not acted on never happened.

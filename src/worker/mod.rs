@@ -22,6 +22,7 @@ mod memory;
 mod polling;
 mod rounds;
 mod seldom;
+mod wire;
 
 pub use limits::Limits;
 
