@@ -3,6 +3,7 @@
 mod limits;
 mod notify;
 mod signals;
+mod tls;
 mod ways;
 
 use std::ffi::OsString;
@@ -14,7 +15,6 @@ use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use memdev::Result;
 use memdev::handshake::Knobs;
-use memdev::net::Listener;
 use memdev::overlay::BlockSize;
 use memdev::worker::{Server, ServerConfig};
 
@@ -23,6 +23,7 @@ use super::{Failure, duration, size};
 use limits::LimitArgs;
 use notify::Notifier;
 use signals::StopSignal;
+use tls::{Tls, TlsArgs};
 use ways::{Ways, WaysIn};
 
 /// More event loops than this is a slip of the finger: the largest machines have fewer CPUs.
@@ -43,7 +44,9 @@ const MAX_WORKERS: u64 = 1024;
             as export 'golden' for this user's processes on this machine:\n      \
             nbdcopy 'nbd+unix:///golden?socket=/run/memdev.sock' copy.img\n\n  \
         memdev serve a.img b.img --tcp '[::]:10809' --insecure --memory 16G --session-memory 2G\n      \
-            two images for a network that is trusted; all sessions may take 16 GiB, each 2 GiB\n\n\
+            two images for a network that is trusted; all sessions may take 16 GiB, each 2 GiB\n\n  \
+        memdev serve root.img --tcp '[::]:10809' --tls-certificates /etc/pki/memdev --tls-verify-peer\n      \
+            encrypted, and only for clients with a certificate; look with: nbdinfo nbds://HOST/root\n\n\
         Sizes are bytes, or have a unit: 64K, 512M, 8G, 1.5T (all binary, K is 1024).\n\
         Durations have a unit, too: 500ms, 30s, 2m, 1h."
 )]
@@ -83,6 +86,9 @@ pub(crate) struct Serve {
     #[command(flatten)]
     limits: LimitArgs,
 
+    #[command(flatten)]
+    tls: TlsArgs,
+
     // For conformance tests of clients, and of our own fallbacks.
     /// Withhold the handshake flags that are not in BITS (decimal, or hexadecimal with 0x)
     #[arg(long, value_name = "BITS", hide = true, value_parser = bits)]
@@ -105,9 +111,11 @@ pub(crate) fn run(args: Serve) -> Result<(), Failure> {
     // From here on a signal ends the server in good order, with its sockets removed.
     let stop = StopSignal::watch()?;
     raise_descriptor_limit();
-    let ways_in = args.ways.open(inherited)?;
-    let uris: Vec<String> = ways_in.listeners.iter().map(Listener::uri).collect();
-    let server = Server::start(args.into_config(ways_in))?;
+    let tls = args.tls.load()?;
+    let ways_in = args.ways.open(inherited, tls.is_demanded())?;
+    let uris: Vec<String> =
+        ways_in.listeners.iter().map(|listener| listener.address().uri(tls.is_demanded())).collect();
+    let server = Server::start(args.into_config(ways_in, tls))?;
     for uri in uris {
         // With stderr closed nobody wants to know.
         let _ = writeln!(io::stderr(), "listening on {uri}");
@@ -121,7 +129,7 @@ pub(crate) fn run(args: Serve) -> Result<(), Failure> {
 }
 
 impl Serve {
-    fn into_config(self, ways_in: WaysIn) -> ServerConfig {
+    fn into_config(self, ways_in: WaysIn, tls: Tls) -> ServerConfig {
         let cpus = || std::thread::available_parallelism().map_or(1, NonZero::get);
         let all = Knobs::default();
         ServerConfig {
@@ -137,9 +145,10 @@ impl Serve {
                 handshake_flags_mask: self.mask_handshake.unwrap_or(all.handshake_flags_mask),
                 structured_replies: all.structured_replies && !self.no_structured_replies,
                 extended_headers: all.extended_headers && !self.no_extended_headers,
-                ..all
+                tls: tls.policy,
             },
             limits: self.limits.into_limits(),
+            tls: tls.server,
         }
     }
 }

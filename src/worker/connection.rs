@@ -6,20 +6,19 @@
 use super::Shared;
 use super::environment::Exports;
 use super::hold::Verdict;
+use super::sealed::Scratch;
 use super::wire::{Input, Received, Wire};
 use crate::cow::{Device, Piece};
 use crate::handshake::{Handshake, Progress};
 use crate::limits::INPUT_BYTES as BUFFER;
 use crate::net::Stream;
+use crate::net::tls::Trouble;
 use crate::overlay::Magazine;
 use crate::session::Turn;
 use crate::transmission::{Context, Flushed, Output, Pause, Transmission, Warm};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-
-/// Receives in a row before others have a turn.
-const ROUNDS: usize = 4;
 
 /// What a worker lends to the connection that it drives.
 #[derive(Debug)]
@@ -29,6 +28,7 @@ pub(super) struct Tools {
     pub(super) orders: Vec<Warm>,
     pub(super) pieces: Vec<Piece>,
     pub(super) output: Output,
+    pub(super) scratch: Scratch,
 }
 
 impl Tools {
@@ -39,6 +39,7 @@ impl Tools {
             orders: Vec::new(),
             pieces: Vec::new(),
             output: Output::default(),
+            scratch: Scratch::default(),
         }
     }
 }
@@ -66,6 +67,8 @@ pub(super) enum Next {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stop {
     At(Pause),
+    /// What is queued goes out as it is, and then TLS begins.
+    Upgrade,
     /// It may not go on before it is known whether the client is still there.
     Doubtful,
 }
@@ -73,6 +76,8 @@ enum Stop {
 #[derive(Debug)]
 enum Phase {
     Handshake(Box<Handshake>),
+    /// The client was told to begin TLS. Once that is sent, the handshake goes on over TLS.
+    Upgrade(Box<Handshake>),
     Transmission(Box<Transmission>),
     /// What is queued is still sent.
     Closing,
@@ -92,6 +97,8 @@ pub(super) struct Connection {
     pub(super) is_in_rounds: bool,
     /// Whether the socket has taken all output at some moment since this was last asked.
     took_all: bool,
+    /// What is wrong with it is in the log.
+    is_told_of: bool,
 }
 
 /// What a worker lent for this turn.
@@ -100,6 +107,7 @@ struct Lent<'a> {
     magazine: &'a mut Magazine,
     orders: &'a mut Vec<Warm>,
     pieces: &'a mut Vec<Piece>,
+    scratch: &'a mut Scratch,
     shared: &'a Shared,
 }
 
@@ -117,6 +125,7 @@ impl Connection {
             is_doubted: false,
             is_in_rounds: false,
             took_all: false,
+            is_told_of: false,
         }
     }
 
@@ -139,17 +148,17 @@ impl Connection {
 
     /// Whether there is something that the socket has not taken.
     pub(super) fn has_output(&self) -> bool {
-        !self.output.is_empty()
+        !self.output.is_empty() || self.wire.has_unsent()
     }
 
     /// Whether its client may have something to take that it has not taken. Over TCP what was sent may be underway.
     pub(super) fn may_be_unread(&self) -> bool {
-        !self.output.is_empty() || self.stream().is_tcp()
+        self.has_output() || self.stream().is_tcp()
     }
 
     /// Whether there has been output all the time since this was last asked.
     pub(super) fn has_been_unread(&mut self) -> bool {
-        !std::mem::take(&mut self.took_all) && !self.output.is_empty()
+        !std::mem::take(&mut self.took_all) && self.has_output()
     }
 
     /// Notes that base pages came.
@@ -165,10 +174,10 @@ impl Connection {
         if lends_output {
             std::mem::swap(&mut self.output, &mut tools.output);
         }
-        let Tools { buffer, magazine, orders, pieces, output: idle } = tools;
+        let Tools { buffer, magazine, orders, pieces, output: idle, scratch } = tools;
         let input = Input::new(buffer, &self.rest);
         self.rest.clear();
-        let mut lent = Lent { input, magazine, orders, pieces, shared };
+        let mut lent = Lent { input, magazine, orders, pieces, scratch, shared };
         self.set_in_request(true);
         let next = self.work(&mut lent);
         if next != Next::Close {
@@ -192,32 +201,42 @@ impl Connection {
     /// Tells the session whether part of a request is, or may come to be, in the worker's hands.
     fn set_in_request(&self, may_receive: bool) {
         if let Phase::Transmission(transmission) = &self.phase {
-            let in_request = may_receive || !self.rest.is_empty() || transmission.in_payload();
+            let has_some = !self.rest.is_empty() || self.wire.begun() > 0;
+            let in_request = may_receive || has_some || transmission.in_payload();
             transmission.attachment().line().set_in_request(in_request);
         }
     }
 
     fn work(&mut self, lent: &mut Lent<'_>) -> Next {
         // Replies that a client did not take come before anything that could make more of them.
-        match self.flush(lent.magazine) {
+        match self.flush(lent) {
             Ok(Flushed::All) => {}
-            Ok(Flushed::Blocked) => return self.read_ahead(&mut lent.input),
-            Err(error) => return self.lost(&error),
+            Ok(Flushed::Blocked) => return self.read_ahead(lent),
+            Err(error) => return self.lost(&error, lent.shared),
         }
         let mut may_have_more = true;
-        for _ in 0..ROUNDS {
+        for _ in 0..self.wire.rounds() {
             let stop = self.act(lent);
-            match self.flush(lent.magazine) {
+            match self.flush(lent) {
                 Ok(Flushed::All) => {}
-                Ok(Flushed::Blocked) => return self.read_ahead(&mut lent.input),
-                Err(error) => return self.lost(&error),
+                Ok(Flushed::Blocked) => return self.read_ahead(lent),
+                Err(error) => return self.lost(&error, lent.shared),
             }
             match stop {
                 Stop::At(Pause::Output) => continue,
                 Stop::At(Pause::Input) => {}
                 Stop::At(Pause::Turn) => return Next::Again,
                 Stop::At(Pause::Waiting) => return Next::Warmed,
-                Stop::At(Pause::Over) => return Next::Close,
+                Stop::At(Pause::Over) => {
+                    self.wire.say_goodbye();
+                    return Next::Close;
+                }
+                Stop::Upgrade => {
+                    if let Err(error) = self.upgrade(lent) {
+                        return self.lost(&error, lent.shared);
+                    }
+                    may_have_more = true;
+                }
                 Stop::Doubtful => match self.read_on(lent.shared) {
                     Verdict::There => continue,
                     Verdict::Gone => return Next::Close,
@@ -229,30 +248,37 @@ impl Connection {
             }
             let transmission = match &mut self.phase {
                 Phase::Transmission(transmission) => Some(&mut **transmission),
-                Phase::Handshake(_) | Phase::Closing => None,
+                Phase::Handshake(_) | Phase::Upgrade(_) | Phase::Closing => None,
             };
-            match self.wire.receive(&mut lent.input, transmission) {
+            match self.wire.receive(&mut lent.input, transmission, lent.scratch) {
                 Ok(Received::End) => match &mut self.phase {
                     Phase::Transmission(transmission) => transmission.end_of_input(lent.magazine),
-                    Phase::Handshake(_) | Phase::Closing => return Next::Close,
+                    Phase::Handshake(_) | Phase::Upgrade(_) | Phase::Closing => return Next::Close,
                 },
                 Ok(Received::Some { filled }) => may_have_more = filled,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Next::Readable,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => return Next::Again,
-                Err(error) => return self.lost(&error),
+                Err(error) => return self.lost(&error, lent.shared),
             }
         }
         Next::Again
     }
 
-    fn lost(&self, error: &io::Error) -> Next {
-        tracing::debug!(peer = %self.wire.stream().peer(), %error, "connection lost");
+    fn lost(&mut self, error: &io::Error, shared: &Shared) -> Next {
+        let peer = self.wire.stream().peer();
+        match Trouble::behind(error) {
+            Some(trouble) => {
+                shared.complaints.of(peer, format_args!("TLS with a client failed: {trouble}"));
+                self.is_told_of = true;
+            }
+            None => tracing::debug!(%peer, %error, "connection lost"),
+        }
         Next::Close
     }
 
     /// Acts on the input.
     fn act(&mut self, lent: &mut Lent<'_>) -> Stop {
-        let Lent { input, magazine, orders, pieces, shared } = lent;
+        let Lent { input, magazine, orders, pieces, shared, .. } = lent;
         if let Phase::Handshake(handshake) = &mut self.phase {
             let exports = Exports { shared, stream: self.wire.stream() };
             let mut replies = Vec::new();
@@ -261,10 +287,13 @@ impl Connection {
             self.output.put(&replies);
             match progress {
                 Progress::More => return Stop::At(Pause::Input),
-                Progress::Closed => {
-                    if let Some(reason) = handshake.close_reason() {
-                        tracing::debug!(peer = %self.wire.stream().peer(), %reason, "handshake ended");
+                Progress::StartTls => {
+                    if let Phase::Handshake(handshake) = std::mem::replace(&mut self.phase, Phase::Closing) {
+                        self.phase = Phase::Upgrade(handshake);
                     }
+                }
+                Progress::Closed => {
+                    self.tell_of_handshake(shared);
                     self.phase = Phase::Closing;
                 }
                 Progress::Ready { export, info, negotiated } => {
@@ -273,7 +302,11 @@ impl Connection {
                 }
             }
         }
-        let Phase::Transmission(transmission) = &mut self.phase else { return Stop::At(Pause::Over) };
+        let transmission = match &mut self.phase {
+            Phase::Transmission(transmission) => transmission,
+            Phase::Upgrade(_) => return Stop::Upgrade,
+            Phase::Handshake(_) | Phase::Closing => return Stop::At(Pause::Over),
+        };
         let line = Arc::clone(transmission.attachment().line());
         let _turn = match line.turn() {
             Turn::Granted(turn) => turn,
@@ -289,12 +322,44 @@ impl Connection {
         Stop::At(pause)
     }
 
-    fn flush(&mut self, magazine: &mut Magazine) -> io::Result<Flushed> {
-        let flushed = self.wire.flush(&mut self.output, device(&self.phase), magazine)?;
+    fn flush(&mut self, lent: &mut Lent<'_>) -> io::Result<Flushed> {
+        let device = device(&self.phase);
+        let flushed = self.wire.flush(&mut self.output, device, lent.magazine, lent.scratch)?;
         if flushed == Flushed::All {
             self.took_all = true;
         }
         Ok(flushed)
+    }
+
+    /// Begins TLS, now that everything before it is sent.
+    fn upgrade(&mut self, lent: &mut Lent<'_>) -> io::Result<()> {
+        let tls = lent.shared.tls.as_ref().ok_or_else(|| io::Error::other("There is no TLS to begin"))?;
+        self.wire.secure(tls, &mut lent.input)?;
+        if let Phase::Upgrade(handshake) = std::mem::replace(&mut self.phase, Phase::Closing) {
+            self.phase = Phase::Handshake(handshake);
+        }
+        Ok(())
+    }
+
+    /// Says what became of a handshake that came to nothing.
+    fn tell_of_handshake(&mut self, shared: &Shared) {
+        let Phase::Handshake(handshake) = &self.phase else { return };
+        let peer = self.wire.stream().peer();
+        if let Some(reason) = handshake.close_reason() {
+            tracing::debug!(%peer, %reason, "handshake ended");
+        }
+        let why = if handshake.wanted_plain_text() {
+            "A client was refused: it speaks plain text, and TLS is demanded"
+        } else if self.wire.is_securing() {
+            "A client did not finish the TLS handshake; perhaps it does not trust this server's certificate"
+        } else if handshake.is_silent_over_tls() {
+            "A client left after the TLS handshake; perhaps it does not trust this server's certificate"
+        } else {
+            return;
+        };
+        if !self.is_told_of {
+            shared.complaints.of(peer, format_args!("{why}"));
+        }
     }
 
     /// Reads on without acting, to find out whether the client is still there.
@@ -307,12 +372,17 @@ impl Connection {
         verdict
     }
 
-    fn read_ahead(&mut self, input: &mut Input<'_>) -> Next {
-        if self.wire.read_ahead(input) { Next::WritableOrReadable } else { Next::Writable }
+    fn read_ahead(&mut self, lent: &mut Lent<'_>) -> Next {
+        match self.wire.read_ahead(&mut lent.input, lent.scratch) {
+            Ok(true) => Next::WritableOrReadable,
+            Ok(false) => Next::Writable,
+            Err(error) => self.lost(&error, lent.shared),
+        }
     }
 
     /// Gives back what it holds. What was not acted on never happened.
-    pub(super) fn close(mut self, magazine: &mut Magazine) {
+    pub(super) fn close(mut self, magazine: &mut Magazine, shared: &Shared) {
+        self.tell_of_handshake(shared);
         self.output.clear(device(&self.phase), magazine);
         if let Phase::Transmission(transmission) = &mut self.phase {
             transmission.close(magazine);
@@ -323,6 +393,6 @@ impl Connection {
 fn device(phase: &Phase) -> Option<&Device> {
     match phase {
         Phase::Transmission(transmission) => Some(transmission.attachment().session().device()),
-        Phase::Handshake(_) | Phase::Closing => None,
+        Phase::Handshake(_) | Phase::Upgrade(_) | Phase::Closing => None,
     }
 }

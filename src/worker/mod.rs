@@ -11,6 +11,7 @@
 
 mod accepting;
 mod cold;
+mod complaints;
 mod connection;
 mod deadlines;
 mod environment;
@@ -22,6 +23,7 @@ mod memory;
 mod polling;
 mod rounds;
 mod seldom;
+mod sealed;
 mod wire;
 
 pub use limits::Limits;
@@ -29,6 +31,7 @@ pub use limits::Limits;
 use crate::base::Source;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handshake::Knobs;
+use crate::net::tls::ServerTls;
 use crate::net::{Listener, Party, Stream, Tally};
 use crate::overlay::{BlockSize, Budget, Pool};
 use crate::session::{self, Registry};
@@ -68,6 +71,8 @@ pub struct ServerConfig {
     pub knobs: Knobs,
     /// How much clients may have, and for how long they may keep the server waiting.
     pub limits: Limits,
+    /// How to do TLS; must be there if `knobs` offers it.
+    pub tls: Option<ServerTls>,
 }
 
 /// What all threads of a server share.
@@ -86,6 +91,8 @@ struct Shared {
     /// The lines about who was refused, and who was hung up on for what it had not read.
     refused: Seldom,
     unread: Seldom,
+    tls: Option<ServerTls>,
+    complaints: complaints::Complaints,
     /// Bytes of input that doubtful connections keep.
     held: Arc<AtomicUsize>,
     stopping: AtomicBool,
@@ -147,6 +154,8 @@ impl Server {
             connections: Tally::new(connections),
             refused: Seldom::default(),
             unread: Seldom::default(),
+            tls: config.tls,
+            complaints: complaints::Complaints::default(),
             held: Arc::default(),
             stopping: AtomicBool::new(false),
         });
