@@ -372,6 +372,54 @@ fn a_client_that_sends_forever_and_reads_nothing_is_held_back() {
 }
 
 #[test]
+fn a_client_that_leaves_sealed_replies_unread_is_hung_up_on_in_time() {
+    let setting = serve(&["--reply-timeout", "1s"]);
+    let mut lazy = setting.raw("base");
+    // One by one, so that every reply is sealed at once and it is records that the socket does not take in the end.
+    for n in 0..4000 {
+        let records = sealed(&mut lazy, &Request::read(n % 400 * 16 * KIB, 16 * KIB).bytes(n));
+        if lazy.sock.write_all(&records).is_err() {
+            break;
+        }
+        thread::yield_now();
+    }
+    wait_until("it is hung up on", || {
+        setting.server.log().iter().any(|line| line.contains("left replies unread for too long"))
+    });
+    let mut other = setting.checked();
+    other.read(0, 100_000);
+}
+
+#[test]
+fn many_handshakes_at_once_all_come_to_their_end() {
+    let setting = serve(&["--workers", "1"]);
+    let hellos: Vec<_> = (0..60)
+        .map(|_| {
+            let mut stream = setting.server.tcp_stream();
+            stream.be_patient().expect("a limit");
+            tls::start_tls(&mut stream).expect("it is acknowledged");
+            let mut connection = tls::beginning(&setting.config);
+            let mut hello = Vec::new();
+            connection.write_tls(&mut hello).expect("a hello");
+            (stream, connection, hello)
+        })
+        .collect();
+    let mut waiting = Vec::new();
+    for (mut stream, connection, hello) in hellos {
+        stream.write_all(&hello).expect("sending");
+        waiting.push((stream, connection));
+    }
+    for (mut stream, mut connection) in waiting {
+        while connection.is_handshaking() {
+            connection.complete_io(&mut stream).expect("TLS begins");
+        }
+        let mut raw = rustls::StreamOwned::new(connection, stream);
+        raw.write_all(&option_bytes(nbd::OPT_ABORT, &[])).expect("sending");
+        raw.read_exact(&mut [0; 20]).expect("an acknowledgement");
+    }
+}
+
+#[test]
 fn idle_connections_cost_little_and_leave_nothing() {
     const MANY: u64 = 500;
     let setting = serve(&["--workers", "2"]);

@@ -22,8 +22,8 @@ mod mailbox;
 mod memory;
 mod polling;
 mod rounds;
-mod seldom;
 mod sealed;
+mod seldom;
 mod wire;
 
 pub use limits::Limits;

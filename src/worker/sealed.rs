@@ -13,7 +13,7 @@
 
 use super::wire::{Input, Intake, Received};
 use crate::cow::Device;
-use crate::limits::INPUT_BYTES as BUFFER;
+use crate::limits::{INPUT_BYTES as BUFFER, SEALED_BYTES};
 use crate::net::Stream;
 use crate::net::tls::{Channel, ServerTls, Trouble};
 use crate::overlay::Magazine;
@@ -23,8 +23,6 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-/// Plain bytes that are gathered and sealed at a time: enough to make calls cheap, few enough to stay in a cache.
-const ROUND: usize = 128 << 10;
 /// Bytes of records that are looked at together: beside a worker's whole buffer, the longest message of a handshake, which
 /// must be kept until it is whole.
 const RECORDS: usize = BUFFER + (128 << 10);
@@ -173,7 +171,7 @@ impl Sealed {
             return Ok(Flushed::All);
         }
         let Scratch { plain, sealed, .. } = scratch;
-        plain.resize(ROUND, 0);
+        plain.resize(SEALED_BYTES, 0);
         while !output.is_empty() {
             let count = output.gather(device, plain, magazine)?;
             let length = self.channel.seal(&mut self.partial, &plain[..count], sealed)?;
