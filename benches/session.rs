@@ -116,6 +116,7 @@ fn session(c: &mut Criterion) {
         linger: Duration::ZERO,
         knobs: Knobs::default(),
         limits: Limits::default(),
+        tls: None,
     })
     .expect("a server");
     let mut group = c.benchmark_group("connect, handshake, first read, disconnect");

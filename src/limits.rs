@@ -18,6 +18,10 @@ pub const INPUT_AHEAD_BYTES: usize = 64 << 10;
 /// Bytes of replies that are made before they are sent. While they are not, no further request is looked at.
 pub const REPLY_BYTES: u64 = 1 << 20;
 
+/// Bytes of replies that are sealed at a time, over TLS: enough to make calls cheap, few enough to stay in a cache. What the
+/// socket does not take of them stays with the connection, beside [`REPLY_BYTES`].
+pub const SEALED_BYTES: usize = 128 << 10;
+
 /// Requests that wait for pages of the base image. While there are so many, no further request is looked at.
 pub const WAITING_REQUESTS: usize = 64;
 

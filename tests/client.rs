@@ -4,7 +4,7 @@ mod support;
 
 use memdev::ErrorKind;
 use memdev::client::{Client, Haggling};
-use memdev::net::Address;
+use memdev::net::{Address, Uri};
 use memdev::proto::{CommandFlags, STATE_HOLE, STATE_ZERO, TransmissionFlags};
 use support::server::{Serve, scratch};
 use support::{Image, KIB, MIB, Server};
@@ -19,7 +19,7 @@ fn serve(args: &[&str]) -> (tempfile::TempDir, Image, Server) {
 }
 
 fn haggle(server: &Server) -> Haggling {
-    Haggling::connect(&Address::unix(server.socket()).unwrap()).unwrap()
+    Haggling::connect(&Uri::from(Address::unix(server.socket()).unwrap())).unwrap()
 }
 
 fn read(client: &mut Client, offset: u64, length: u64) -> Vec<u8> {
@@ -49,7 +49,7 @@ fn it_finds_out_what_there_is() {
 fn it_reads_and_writes_with_either_kind_of_reply_over_either_kind_of_socket() {
     for args in [&[][..], &["--no-structured-replies"], &["--mask-handshake", "0x1"]] {
         let (_dir, image, server) = serve(args);
-        let tcp = Address::tcp(server.tcp_address()).unwrap();
+        let tcp = Uri::from(Address::tcp(server.tcp_address()).unwrap());
         let over_tcp = Haggling::connect(&tcp).unwrap().go("root").unwrap();
         for mut client in [haggle(&server).go("root").unwrap(), over_tcp] {
             assert_eq!(client.size(), SIZE);

@@ -224,7 +224,7 @@ fn the_network_is_let_in_only_when_told() {
         let host = address.trim_end_matches('0');
         assert!(line.starts_with(&format!("Will not listen on nbd://{host}")), "{line}");
         assert!(line.ends_with(
-            " without encryption; listen on 127.0.0.1, or add --insecure if everybody on that network may read the images"
+            " without encryption; listen on 127.0.0.1, demand TLS (--tls-certificates), or add --insecure if everybody on that network may read the images"
         ), "{line}");
         assert!(!Path::new(socket).exists(), "nothing is left of a server that did not start");
 

@@ -118,7 +118,7 @@ fn talk(knobs: u8, client: &[u8], lengths: impl IntoIterator<Item = usize>) -> T
         }
     };
     let ending = match progress {
-        Progress::More => Ending::More,
+        Progress::More | Progress::StartTls => Ending::More,
         Progress::Closed => Ending::Closed(handshake.close_reason().expect("a reason").to_string()),
         Progress::Ready { export, info, negotiated } => Ending::Ready(export, info, negotiated),
     };

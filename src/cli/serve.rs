@@ -4,6 +4,7 @@ mod confine;
 mod limits;
 mod notify;
 mod signals;
+mod tls;
 mod ways;
 
 use std::ffi::OsString;
@@ -15,7 +16,6 @@ use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use memdev::Result;
 use memdev::handshake::Knobs;
-use memdev::net::Listener;
 use memdev::overlay::BlockSize;
 use memdev::worker::{Server, ServerConfig, default_budget};
 
@@ -25,6 +25,7 @@ use confine::ConfineArgs;
 use limits::LimitArgs;
 use notify::Notifier;
 use signals::Caught;
+use tls::{Tls, TlsArgs};
 use ways::{Ways, WaysIn};
 
 /// More event loops than this is a slip of the finger: the largest machines have fewer CPUs.
@@ -45,7 +46,9 @@ const MAX_WORKERS: u64 = 1024;
             as export 'golden' for this user's processes on this machine:\n      \
             nbdcopy 'nbd+unix:///golden?socket=/run/memdev.sock' copy.img\n\n  \
         memdev serve a.img b.img --tcp '[::]:10809' --insecure --memory 16G --session-memory 2G\n      \
-            two images for a network that is trusted; all sessions may take 16 GiB, each 2 GiB\n\n\
+            two images for a network that is trusted; all sessions may take 16 GiB, each 2 GiB\n\n  \
+        memdev serve root.img --tcp '[::]:10809' --tls-certificates /etc/pki/memdev --tls-verify-peer\n      \
+            encrypted, and only for clients with a certificate; look with: nbdinfo nbds://HOST/root\n\n\
         Sizes are bytes, or have a unit: 64K, 512M, 8G, 1.5T (all binary, K is 1024).\n\
         Durations have a unit, too: 500ms, 30s, 2m, 1h."
 )]
@@ -86,6 +89,9 @@ pub(crate) struct Serve {
     limits: LimitArgs,
 
     #[command(flatten)]
+    tls: TlsArgs,
+
+    #[command(flatten)]
     confine: ConfineArgs,
 
     // For conformance tests of clients, and of our own fallbacks.
@@ -110,10 +116,12 @@ pub(crate) fn run(args: Serve) -> Result<(), Failure> {
     // From here on a signal ends the server in good order, with its sockets removed.
     let caught = Caught::watch()?;
     raise_descriptor_limit();
+    let tls = args.tls.load()?;
     let confinement = args.confine.confinement()?;
-    let ways_in = args.ways.open(inherited, &confinement)?;
-    let uris: Vec<String> = ways_in.listeners.iter().map(Listener::uri).collect();
-    let config = args.into_config(ways_in);
+    let ways_in = args.ways.open(inherited, &confinement, tls.is_demanded())?;
+    let uris: Vec<String> =
+        ways_in.listeners.iter().map(|listener| listener.address().uri(tls.is_demanded())).collect();
+    let config = args.into_config(ways_in, tls);
     // From here on this process has only what it needs to serve: open and read beforehand what else it takes to start.
     let entered = confinement.enter(&confine::needs(&config))?;
     let stop = caught.listen()?;
@@ -136,7 +144,7 @@ pub(crate) fn run(args: Serve) -> Result<(), Failure> {
 }
 
 impl Serve {
-    fn into_config(self, ways_in: WaysIn) -> ServerConfig {
+    fn into_config(self, ways_in: WaysIn, tls: Tls) -> ServerConfig {
         let cpus = || std::thread::available_parallelism().map_or(1, NonZero::get);
         let all = Knobs::default();
         ServerConfig {
@@ -152,9 +160,10 @@ impl Serve {
                 handshake_flags_mask: self.mask_handshake.unwrap_or(all.handshake_flags_mask),
                 structured_replies: all.structured_replies && !self.no_structured_replies,
                 extended_headers: all.extended_headers && !self.no_extended_headers,
-                ..all
+                tls: tls.policy,
             },
             limits: self.limits.into_limits(),
+            tls: tls.server,
         }
     }
 }

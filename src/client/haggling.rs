@@ -3,7 +3,8 @@
 use std::io::{Read, Write};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::Address;
+use crate::net::Uri;
+use crate::net::tls::ClientTls;
 use crate::proto::{
     self, BlockSizes, ClientFlags, EXPORT_NAME_PADDING, ExportEntry, ExportNameReply, Greeting,
     HandshakeFlags, InfoItem, InfoPayload, InfoType, MetaContextPayload, OptionCode, OptionHeader,
@@ -56,17 +57,24 @@ pub struct MetaContext {
 pub struct Haggling {
     socket: Socket,
     no_zeroes: bool,
+    secure: bool,
     structured_replies: bool,
     contexts: Vec<MetaContext>,
 }
 
 impl Haggling {
-    /// Connects to the server at `address` and agrees on fixed newstyle, and on structured replies if it has them.
+    /// Connects to the server that `uri` names and agrees on fixed newstyle, on TLS if the URI demands it, and on
+    /// structured replies if the server has them. The URI's export is not asked for yet.
     ///
     /// # Errors
-    /// Nobody answers there, or it is no NBD server, or one that speaks an older protocol or demands TLS.
-    pub fn connect(address: &Address) -> Result<Self> {
-        Self::begin(Socket::connect(address)?).map_err(|error| error.on(format!("({address})")))
+    /// Nobody answers there, or it is no NBD server, or one that speaks an older protocol; it has no TLS, or is not who
+    /// it should be, or demands TLS that the URI does not.
+    pub fn connect(uri: &Uri) -> Result<Self> {
+        // Its files first: nobody need be bothered when they are not there.
+        let tls = uri.tls.as_ref().map(|tls| ClientTls::load(tls, &uri.address)).transpose()?;
+        let socket = Socket::connect(&uri.address)?;
+        Self::begin(socket, tls.as_ref())
+            .map_err(|error| error.on(format!("({})", uri.address.uri(tls.is_some()))))
     }
 
     /// The same over `transport`, a connection that exists already.
@@ -74,10 +82,10 @@ impl Haggling {
     /// # Errors
     /// As [`Haggling::connect`].
     pub fn over(transport: impl Read + Write + Send + 'static) -> Result<Self> {
-        Self::begin(Socket::new(transport))
+        Self::begin(Socket::new(transport), None)
     }
 
-    fn begin(mut socket: Socket) -> Result<Self> {
+    fn begin(mut socket: Socket, tls: Option<&ClientTls>) -> Result<Self> {
         let greeting = Greeting::parse(&socket.receive_array()?).map_err(|_| {
             Error::new(ErrorKind::Protocol, "This is no NBD server, or one of the oldstyle protocol")
         })?;
@@ -91,7 +99,11 @@ impl Haggling {
             flags = flags.union(ClientFlags::NO_ZEROES);
         }
         socket.send(&flags.bits().to_be_bytes())?;
-        let mut haggling = Self { socket, no_zeroes, structured_replies: false, contexts: Vec::new() };
+        let mut haggling =
+            Self { socket, no_zeroes, secure: false, structured_replies: false, contexts: Vec::new() };
+        if let Some(tls) = tls {
+            haggling.start_tls(tls)?;
+        }
         let answer = haggling.ask(OptionCode::StructuredReply, &[], |reply, _| Err(unexpected(reply)))?;
         haggling.structured_replies = match answer {
             Ok(()) => true,
@@ -99,6 +111,20 @@ impl Haggling {
             Err(_) => false,
         };
         Ok(haggling)
+    }
+
+    /// Before anything else, so that nobody on the way gets to hear or to say any of it.
+    fn start_tls(&mut self, tls: &ClientTls) -> Result<()> {
+        self.ask(OptionCode::StartTls, &[], |reply, _| Err(unexpected(reply)))??;
+        self.socket.secure(tls)?;
+        self.secure = true;
+        Ok(())
+    }
+
+    /// Whether the connection is over TLS.
+    #[must_use]
+    pub fn is_secure(&self) -> bool {
+        self.secure
     }
 
     /// Whether the server agreed on structured replies.
@@ -288,7 +314,7 @@ impl From<Refusal> for Error {
             ),
             OptionReplyType::ErrPolicy => (ErrorKind::Denied, "its policy forbids it", None),
             OptionReplyType::ErrTlsReqd => {
-                (ErrorKind::Unsupported, "it demands TLS", Some("use a client that has TLS"))
+                (ErrorKind::Unsupported, "it demands TLS", Some("use nbds:// in the URI"))
             }
             OptionReplyType::ErrUnsup => (ErrorKind::Unsupported, "it does not know this option", None),
             OptionReplyType::ErrInvalid => (ErrorKind::Invalid, "it finds the option invalid", None),
@@ -298,6 +324,7 @@ impl From<Refusal> for Error {
             _ => (ErrorKind::Io, "it gives no reason known here", None),
         };
         let what = match refusal.option {
+            OptionCode::StartTls => "TLS",
             OptionCode::List => "to list its exports",
             OptionCode::Info => "to describe the export",
             OptionCode::Go => "the export",

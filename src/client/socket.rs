@@ -11,6 +11,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::Address;
+use crate::net::tls::ClientTls;
 use crate::sys::vsock::VsockAddr;
 
 /// A server that takes longer to accept or to answer is taken for dead.
@@ -75,6 +76,13 @@ impl Socket {
         // How long it takes to find nobody there is the kernel's to say: 2 seconds.
         rustix::net::connect(&socket, &VsockAddr { cid, port })?;
         Ok(Self::new(File::from(socket)))
+    }
+
+    /// Goes on over TLS.
+    pub(super) fn secure(&mut self, tls: &ClientTls) -> Result<()> {
+        let plain = std::mem::replace(&mut self.0, Box::new(io::empty()));
+        self.0 = Box::new(tls.connect(plain)?);
+        Ok(())
     }
 
     pub(super) fn send(&mut self, bytes: &[u8]) -> Result<()> {

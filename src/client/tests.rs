@@ -322,7 +322,7 @@ fn servers_of_other_protocols_are_recognised() {
         server.option(OptionCode::StructuredReply);
         server.answer(OptionCode::StructuredReply, &[(OptionReplyType::ErrTlsReqd, vec![])]);
     });
-    assert!(error.to_string().contains("it demands TLS; use a client that has TLS"), "{error}");
+    assert!(error.to_string().contains("it demands TLS; use nbds"), "{error}");
 }
 
 #[test]

@@ -104,6 +104,9 @@ impl Handshake {
         output: &mut Vec<u8>,
     ) -> Outcome<V::Export> {
         let mut replies = Replies { option, output };
+        if let Some(outcome) = self.refuse_plain(&mut replies) {
+            return outcome;
+        }
         match option {
             OptionCode::ExportName => return self.export_name(env, payload, replies.output),
             OptionCode::Abort => {
@@ -113,9 +116,7 @@ impl Handshake {
             }
             _ if self.shutting_down => replies.refuse(&Refusal::Shutdown),
             OptionCode::List => list(env, payload, &mut replies),
-            OptionCode::StartTls => match self.knobs.tls {
-                TlsPolicy::Off => unsupported(&mut replies),
-            },
+            OptionCode::StartTls => return self.start_tls(payload.is_empty(), &mut replies),
             OptionCode::Info => self.info(env, payload, &mut replies),
             OptionCode::Go => return self.go(env, payload, &mut replies),
             OptionCode::StructuredReply => self.structured_reply(payload, &mut replies),
@@ -130,6 +131,9 @@ impl Handshake {
     /// Answers an option whose payload was too long to be read, now that it is drained.
     pub(super) fn act_on_oversized<E>(&mut self, option: OptionCode, output: &mut Vec<u8>) -> Outcome<E> {
         let mut replies = Replies { option, output };
+        if let Some(outcome) = self.refuse_plain(&mut replies) {
+            return outcome;
+        }
         match option {
             OptionCode::Abort => {
                 replies.ack();
@@ -137,6 +141,7 @@ impl Handshake {
             }
             _ if self.shutting_down => replies.refuse(&Refusal::Shutdown),
             OptionCode::ExtendedHeaders if !self.offers_extended_headers() => unsupported(&mut replies),
+            OptionCode::StartTls => return self.start_tls(false, &mut replies),
             OptionCode::ExportName
             | OptionCode::List
             | OptionCode::Info
@@ -147,7 +152,42 @@ impl Handshake {
             | OptionCode::SetMetaContext => {
                 replies.error(OptionReplyType::ErrTooBig, "option data is too long")
             }
-            OptionCode::StartTls | OptionCode::PeekExport | OptionCode::Other(_) => unsupported(&mut replies),
+            OptionCode::PeekExport | OptionCode::Other(_) => unsupported(&mut replies),
+        }
+        Outcome::Continue
+    }
+
+    /// Where TLS is demanded and has not begun: refuses everything but what leads there, or away.
+    fn refuse_plain<E>(&mut self, replies: &mut Replies<'_>) -> Option<Outcome<E>> {
+        if self.secure || self.knobs.tls != TlsPolicy::Require {
+            return None;
+        }
+        match replies.option {
+            OptionCode::StartTls | OptionCode::Abort => return None,
+            OptionCode::ExportName => {
+                self.refused_plain = true;
+                return Some(Outcome::Close(CloseReason::PlainText));
+            }
+            _ => {}
+        }
+        self.refused_plain = true;
+        replies.error(OptionReplyType::ErrTlsReqd, "this server speaks TLS only");
+        Some(Outcome::Continue)
+    }
+
+    fn start_tls<E>(&mut self, is_empty: bool, replies: &mut Replies<'_>) -> Outcome<E> {
+        if !is_empty {
+            replies.invalid(NO_DATA);
+        } else if self.secure {
+            replies.invalid("TLS has begun already");
+        } else if self.knobs.tls == TlsPolicy::Off {
+            replies.error(OptionReplyType::ErrPolicy, "this server is not set up for TLS");
+        } else {
+            replies.ack();
+            (self.secure, self.asked) = (true, false);
+            // What was said before, anybody on the way may have said.
+            self.negotiation = Negotiation::default();
+            return Outcome::StartTls;
         }
         Outcome::Continue
     }

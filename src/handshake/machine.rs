@@ -34,6 +34,7 @@ enum State {
 pub(super) enum Outcome<E> {
     Continue,
     Ready { export: E, info: ExportInfo, negotiated: Negotiated },
+    StartTls,
     Close(CloseReason),
 }
 
@@ -44,6 +45,12 @@ pub struct Handshake {
     pub(super) client: ClientFlags,
     pub(super) negotiation: Negotiation,
     pub(super) shutting_down: bool,
+    /// TLS has begun.
+    pub(super) secure: bool,
+    /// Something was refused because TLS has not.
+    pub(super) refused_plain: bool,
+    /// An option came since TLS began, or since the beginning.
+    pub(super) asked: bool,
     state: State,
     /// What came so far of the flags, header or payload being waited for; empty when it is found whole in the input.
     partial: Vec<u8>,
@@ -62,6 +69,9 @@ impl Handshake {
             client: ClientFlags::NONE,
             negotiation: Negotiation::default(),
             shutting_down: false,
+            secure: false,
+            refused_plain: false,
+            asked: false,
             state: State::ClientFlags,
             partial: Vec::new(),
             options: 0,
@@ -81,8 +91,9 @@ impl Handshake {
     /// where the handshake stands.
     ///
     /// With [`Progress::More`] all of `input` was taken; after [`Progress::Ready`] the rest belongs to the transmission
-    /// phase; after [`Progress::Closed`] it belongs to nobody. Called again after either, it says `Closed` and takes
-    /// nothing.
+    /// phase; after [`Progress::StartTls`] it goes on with what comes through TLS, and the rest of `input` belongs to TLS;
+    /// after [`Progress::Closed`] it belongs to nobody. Called again after `Ready` or `Closed`, it says `Closed` and
+    /// takes nothing.
     pub fn receive<V: Environment>(
         &mut self,
         env: &V,
@@ -103,6 +114,7 @@ impl Handshake {
                     self.state = State::Over;
                     break Progress::Ready { export, info, negotiated };
                 }
+                Outcome::StartTls => break Progress::StartTls,
                 Outcome::Close(reason) => {
                     self.state = State::Over;
                     self.partial = Vec::new();
@@ -117,6 +129,18 @@ impl Handshake {
     /// From now on every option but `OPT_ABORT` is answered by an error that tells the client to leave.
     pub fn shut_down(&mut self) {
         self.shutting_down = true;
+    }
+
+    /// Whether the client wanted something in plain text that it may have over TLS only, and has not begun TLS since.
+    #[must_use]
+    pub fn wanted_plain_text(&self) -> bool {
+        self.refused_plain && !self.secure
+    }
+
+    /// Whether TLS has begun, and the client has asked for nothing since.
+    #[must_use]
+    pub fn is_silent_over_tls(&self) -> bool {
+        self.secure && !self.asked
     }
 
     /// Why [`Handshake::receive`] said [`Progress::Closed`].
@@ -188,6 +212,7 @@ impl Handshake {
 
     /// Decides, by an option's header alone, what becomes of its payload.
     fn begin_option(&mut self, header: OptionHeader) -> Result<(), CloseReason> {
+        self.asked = true;
         self.options += 1;
         if self.options > MAX_OPTIONS {
             return Err(CloseReason::TooManyOptions);

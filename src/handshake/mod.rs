@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   greeting >    < client flags    < option ... reply >  (any number)    < GO ... export information >    transmission
+//!                                     < STARTTLS ... ack > makes the haggling begin anew, over TLS
 //! ```
 //!
 //! [`Handshake`] is a state machine without I/O: bytes of the client go in, in whatever pieces they came, bytes for the
@@ -106,9 +107,13 @@ pub struct Negotiated {
 /// What the server does about `OPT_STARTTLS`, and before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum TlsPolicy {
-    /// TLS is not supported: the specification's mode NOTLS.
+    /// There is no TLS: the specification's mode NOTLS.
     #[default]
     Off,
+    /// Clients may have it: the mode SELECTIVETLS, with no export that demands it.
+    Allow,
+    /// Without it nothing is told and nothing served: the mode FORCEDTLS.
+    Require,
 }
 
 /// What a server offers in the handshake; masking a feature lets tests see a client, or this server, do without it.
@@ -150,6 +155,9 @@ pub enum Progress<E> {
         /// What was agreed on.
         negotiated: Negotiated,
     },
+    /// The client was told to begin TLS: send the output as it is, then have TLS, then go on. The rest of the input was
+    /// sent before TLS was there, and must never be taken for something that came through it.
+    StartTls,
     /// It is over: send the output, then hang up. [`Handshake::close_reason`] says why.
     Closed,
 }
@@ -183,6 +191,9 @@ pub enum CloseReason {
     /// `OPT_EXPORT_NAME` with something that is no name.
     #[error("Malformed export name: {0}")]
     MalformedExportName(Malformed),
+    /// A client that names its export in plain text where TLS is demanded, which cannot be refused but by hanging up.
+    #[error("Export asked for in plain text, and TLS is demanded")]
+    PlainText,
     /// More than [`MAX_OPTIONS`].
     #[error("More than {MAX_OPTIONS} options")]
     TooManyOptions,

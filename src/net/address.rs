@@ -139,17 +139,24 @@ pub(super) fn number(digits: &str) -> Option<u32> {
     digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
 }
 
-impl fmt::Display for Address {
-    /// The address as an NBD URI without an export: `nbd://127.0.0.1:10809`, `nbd+unix:///?socket=/run/memdev.sock`,
-    /// `nbd+vsock://3:10809`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Address {
+    /// The address as an NBD URI without an export: `nbd://127.0.0.1:10809`, `nbd+unix:///?socket=/run/memdev.sock`;
+    /// `nbd+vsock://3:10809`; with TLS (`secure`) they begin with `nbds`.
+    #[must_use]
+    pub fn uri(&self, secure: bool) -> String {
+        let scheme = if secure { "nbds" } else { "nbd" };
         match self {
-            Self::Unix(path) => {
-                write!(f, "nbd+unix:///?socket={}", percent_encode(path.as_os_str()))
-            }
-            Self::Tcp { host, port } => write!(f, "nbd://{}", authority(host, *port)),
-            Self::Vsock { cid, port } => write!(f, "nbd+vsock://{cid}:{port}"),
+            Self::Unix(path) => format!("{scheme}+unix:///?socket={}", percent_encode(path.as_os_str())),
+            Self::Tcp { host, port } => format!("{scheme}://{}", authority(host, *port)),
+            Self::Vsock { cid, port } => format!("{scheme}+vsock://{cid}:{port}"),
         }
+    }
+}
+
+impl fmt::Display for Address {
+    /// As [`Address::uri`], without TLS.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.uri(false))
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   Address ── bind ──> Listener ── accept ──> Stream ──> worker (sendmsg, recvmsg)
-//!   Uri (address + export)                       └─ Peer: who is at the other end
+//!   Uri (address + export, TLS)                  └─ Peer: who is at the other end
+//!   tls: credentials from files, and records, for those who move them
 //! ```
 //!
 //! Besides binding them, a process may be started with sockets: listeners of a service manager ([`Listener::inherited`])
@@ -19,6 +20,7 @@ mod party;
 mod stream;
 #[cfg(test)]
 mod tests;
+pub mod tls;
 mod uri;
 
 pub use address::Address;

@@ -232,7 +232,9 @@ mod tests {
 
     #[test]
     fn neighbours_of_one_network_are_one_party() {
-        let party = |addr: &str| Party::of(&Peer { kind: PeerKind::Tcp { addr: addr.parse().unwrap() } });
+        let party = |addr: &str| {
+            Party::of(&Peer { kind: PeerKind::Tcp { addr: addr.parse().unwrap() }, certificate: None })
+        };
         assert_eq!(party("[2001:db8::1]:1"), party("[2001:db8::ffff:2]:2"));
         assert_eq!(party("[2001:db8::1]:1").to_string(), "hosts in 2001:db8::/64");
         assert_ne!(party("[2001:db8:0:1::1]:1"), party("[2001:db8::1]:1"));

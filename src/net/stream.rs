@@ -13,6 +13,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sys::vsock::VsockAddr;
 use crate::sys::{self, inherited};
 
+use super::tls::Fingerprint;
+
 /// Bytes of replies that the kernel is asked to hold for one unix stream (capped by `net.core.wmem_max`).
 ///
 /// A batch of replies should leave in one `sendmsg`: on a unix stream every byte that does not fit costs another round
@@ -47,8 +49,7 @@ impl Stream {
         // Less buffer than wished for is no reason to refuse a client.
         let _ = sockopt::set_socket_send_buffer_size(&fd, UNIX_SEND_BUFFER);
         let credentials = sys::peer::credentials(fd.as_fd())?;
-        let kind = PeerKind::Unix { uid: credentials.uid, pid: credentials.pid };
-        Ok(Self { fd, peer: Peer { kind }, place: None })
+        Ok(Self::new(fd, PeerKind::Unix { uid: credentials.uid, pid: credentials.pid }))
     }
 
     /// Takes over an accepted TCP connection from `addr` that is non-blocking already.
@@ -57,13 +58,12 @@ impl Stream {
         sockopt::set_tcp_nodelay(&fd, true)?;
         // One that came through a dual-stack socket is an IPv4 peer all the same.
         let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
-        Ok(Self { fd, peer: Peer { kind: PeerKind::Tcp { addr } }, place: None })
+        Ok(Self::new(fd, PeerKind::Tcp { addr }))
     }
 
     /// Takes over an accepted vsock connection from `addr` that is non-blocking already.
     pub(super) fn from_vsock(fd: OwnedFd, addr: VsockAddr) -> Self {
-        let kind = PeerKind::Vsock { cid: addr.cid, port: addr.port };
-        Self { fd, peer: Peer { kind }, place: None }
+        Self::new(fd, PeerKind::Vsock { cid: addr.cid, port: addr.port })
     }
 
     /// Takes the connected stream socket that this process was started with as descriptor `number`. Where it was given
@@ -167,6 +167,15 @@ impl Stream {
         })
     }
 
+    fn new(fd: OwnedFd, kind: PeerKind) -> Self {
+        Self { fd, peer: Peer { kind, certificate: None }, place: None }
+    }
+
+    /// Notes whose certificate the peer has shown, over TLS and verified.
+    pub(crate) fn identify(&mut self, certificate: Fingerprint) {
+        self.peer.certificate = Some(certificate);
+    }
+
     /// Who is at the other end.
     #[must_use]
     pub fn peer(&self) -> &Peer {
@@ -186,12 +195,15 @@ fn unfit(name: &str, why: &str) -> Error {
     Error::new(ErrorKind::Invalid, format!("Cannot serve {name}: {why}")).advise(FIT)
 }
 
-/// Who is at the other end of a [`Stream`]. Shown as `uid 1000, pid 4711`, `127.0.0.1:43210` or `vsock:3:1023`.
+/// Who is at the other end of a [`Stream`]. Shown as `uid 1000, pid 4711`, `127.0.0.1:43210` or `vsock:3:1023`, and with the
+/// beginning of its certificate's fingerprint if it has shown one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Peer {
     /// What is known of it, by the kind of its address.
     pub kind: PeerKind,
+    /// Whose certificate it has shown, if one was demanded and found to be good.
+    pub certificate: Option<Fingerprint>,
 }
 
 /// What is known of a [`Peer`], by the kind of its address.
@@ -234,9 +246,13 @@ impl Peer {
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.kind {
-            PeerKind::Unix { uid, pid } => write!(f, "uid {uid}, pid {pid}"),
-            PeerKind::Tcp { addr } => addr.fmt(f),
-            PeerKind::Vsock { cid, port } => write!(f, "vsock:{cid}:{port}"),
+            PeerKind::Unix { uid, pid } => write!(f, "uid {uid}, pid {pid}")?,
+            PeerKind::Tcp { addr } => addr.fmt(f)?,
+            PeerKind::Vsock { cid, port } => write!(f, "vsock:{cid}:{port}")?,
+        }
+        match self.certificate {
+            Some(certificate) => write!(f, ", certificate {certificate:.16}"),
+            None => Ok(()),
         }
     }
 }

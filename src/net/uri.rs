@@ -4,11 +4,13 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fmt::Write as _;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
 use std::str::FromStr;
 
 use crate::error::{Error, ErrorKind, Result};
 
 use super::address::{Address, authority, number};
+use super::tls::TlsParameters;
 use crate::proto::DEFAULT_PORT;
 
 /// What a client connects to: an address and an export there (the empty name is the server's default export).
@@ -18,6 +20,15 @@ pub struct Uri {
     pub address: Address,
     /// The name of the export, unescaped; empty for the default one.
     pub export: String,
+    /// Whether the server must speak TLS (`nbds://`), and how it is checked.
+    pub tls: Option<TlsParameters>,
+}
+
+impl From<Address> for Uri {
+    /// The default export there, without TLS.
+    fn from(address: Address) -> Self {
+        Self { address, export: String::new(), tls: None }
+    }
 }
 
 impl Uri {
@@ -35,10 +46,12 @@ impl FromStr for Uri {
     type Err = Error;
 
     /// Reads `nbd://HOST[:PORT]/EXPORT`, `nbd+unix:///EXPORT?socket=PATH` and, as libnbd has it,
-    /// `nbd+vsock://[CID[:PORT]]/EXPORT` (without a CID it is the host of this virtual machine).
+    /// `nbd+vsock://[CID[:PORT]]/EXPORT` (without a CID it is the host of this virtual machine), and the same with `nbds`:
+    /// over TLS, then with `tls-certificates=DIR` and `tls-hostname=NAME`.
     ///
     /// # Errors
-    /// `Invalid` if it is no such URI, `Unsupported` if it asks for TLS or for a transport this client has not.
+    /// `Invalid` if it is no such URI, `Unsupported` if it asks for a transport or for a kind of TLS that this client
+    /// has not.
     fn from_str(text: &str) -> Result<Self> {
         let invalid = |why: &str| {
             Error::new(ErrorKind::Invalid, format!("{why} in URI '{text}'"))
@@ -51,27 +64,55 @@ impl FromStr for Uri {
         let export = String::from_utf8(percent_decode(path).ok_or_else(|| invalid("Bad % escape"))?)
             .map_err(|_| invalid("Export name that is not UTF-8"))?;
 
+        let scheme = scheme.to_ascii_lowercase();
+        let (secure, transport) = match scheme.split_once('+') {
+            Some((protocol, transport)) => (protocol, transport),
+            None => (scheme.as_str(), ""),
+        };
+        let secure = match secure {
+            "nbd" => false,
+            "nbds" => true,
+            _ => return Err(invalid("Unknown scheme")),
+        };
         let mut socket = None;
+        let mut tls = TlsParameters::default();
         for (key, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
-            if key == "socket" {
-                socket =
-                    Some(OsString::from_vec(percent_decode(value).ok_or_else(|| invalid("Bad % escape"))?));
+            let value = percent_decode(value).ok_or_else(|| invalid("Bad % escape"))?;
+            match key {
+                "socket" => socket = Some(OsString::from_vec(value)),
+                "tls-certificates" => tls.certificates = Some(OsString::from_vec(value).into()),
+                "tls-hostname" => {
+                    let name =
+                        String::from_utf8(value).map_err(|_| invalid("Host name that is not UTF-8"))?;
+                    tls.hostname = Some(name);
+                }
+                // What would weaken TLS is not passed over.
+                "tls-verify-peer" if secure && !matches!(&value[..], b"1" | b"true" | b"yes" | b"on") => {
+                    return Err(Error::new(
+                        ErrorKind::Unsupported,
+                        format!("No way to leave the server unchecked, as URI '{text}' asks for"),
+                    )
+                    .advise("give a CA certificate with tls-certificates=DIR"));
+                }
+                "tls-type" if secure && value != b"x509" => return Err(unsupported_tls(text)),
+                "tls-psk-file" if secure => return Err(unsupported_tls(text)),
+                _ => {}
             }
         }
 
-        let address = match scheme.to_ascii_lowercase().as_str() {
-            "nbd" if host.is_empty() => return Err(invalid("No host")),
-            "nbd" => {
+        let address = match transport {
+            "" if host.is_empty() => return Err(invalid("No host")),
+            "" => {
                 let host = percent_decode(host).and_then(|bytes| String::from_utf8(bytes).ok());
                 Address::tcp(&host.ok_or_else(|| invalid("Bad % escape"))?)?
             }
-            "nbd+unix" if !host.is_empty() => {
+            "unix" if !host.is_empty() => {
                 return Err(invalid("A host where a unix socket takes none"));
             }
-            "nbd+unix" => {
+            "unix" => {
                 Address::unix(socket.filter(|s| !s.is_empty()).ok_or_else(|| invalid("No 'socket='"))?)?
             }
-            "nbd+vsock" => {
+            "vsock" => {
                 let (cid, port) = host.split_once(':').map_or((host, None), |(cid, port)| (cid, Some(port)));
                 let cid = if cid.is_empty() { Some(Address::HOST_CID) } else { number(cid) };
                 let port = port.map_or(Some(u32::from(DEFAULT_PORT)), number);
@@ -80,30 +121,39 @@ impl FromStr for Uri {
                     _ => return Err(invalid("Something other than the numbers CID:PORT")),
                 }
             }
-            "nbds" | "nbds+unix" | "nbds+vsock" => {
-                return Err(Error::new(
-                    ErrorKind::Unsupported,
-                    format!("No support for {scheme}:// in '{text}'"),
-                )
-                .advise("use nbd:// or nbd+unix://"));
-            }
             _ => return Err(invalid("Unknown scheme")),
         };
-        Ok(Self { address, export })
+        Ok(Self { address, export, tls: secure.then_some(tls) })
     }
+}
+
+fn unsupported_tls(text: &str) -> Error {
+    Error::new(ErrorKind::Unsupported, format!("No support for TLS without certificates in URI '{text}'"))
+        .advise("use certificates (tls-certificates=DIR)")
 }
 
 impl fmt::Display for Uri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let export = percent_encode(OsStr::new(&self.export));
+        let scheme = if self.tls.is_some() { "nbds" } else { "nbd" };
         match &self.address {
-            address if export.is_empty() => address.fmt(f),
+            address if export.is_empty() => f.write_str(&address.uri(self.tls.is_some()))?,
             Address::Unix(path) => {
-                write!(f, "nbd+unix:///{export}?socket={}", percent_encode(path.as_os_str()))
+                write!(f, "{scheme}+unix:///{export}?socket={}", percent_encode(path.as_os_str()))?;
             }
-            Address::Tcp { host, port } => write!(f, "nbd://{}/{export}", authority(host, *port)),
-            Address::Vsock { cid, port } => write!(f, "nbd+vsock://{cid}:{port}/{export}"),
+            Address::Tcp { host, port } => write!(f, "{scheme}://{}/{export}", authority(host, *port))?,
+            Address::Vsock { cid, port } => write!(f, "{scheme}+vsock://{cid}:{port}/{export}")?,
         }
+        let mut separator = if matches!(self.address, Address::Unix(_)) { '&' } else { '?' };
+        let tls = self.tls.iter();
+        let certificates = tls.clone().filter_map(|tls| tls.certificates.as_deref().map(Path::as_os_str));
+        let names = tls.filter_map(|tls| tls.hostname.as_deref().map(OsStr::new));
+        let parameters = certificates.map(|dir| ("tls-certificates", dir));
+        for (key, value) in parameters.chain(names.map(|name| ("tls-hostname", name))) {
+            write!(f, "{separator}{key}={}", percent_encode(value))?;
+            separator = '&';
+        }
+        Ok(())
     }
 }
 
@@ -151,6 +201,11 @@ mod tests {
             "nbd+unix:///a%20b/c?socket=/run/my%20disk.sock",
             "nbd+unix:///?socket=relative.sock",
             "nbd+vsock://3:10809/root",
+            "nbds://localhost:10809/root",
+            "nbds://localhost:10809/root?tls-certificates=/etc/pki/a%20b&tls-hostname=host.example",
+            "nbds+unix:///root?socket=/run/s&tls-hostname=host.example",
+            "nbds+unix:///?socket=/run/s&tls-certificates=/etc/pki",
+            "nbds+vsock://3:10809/root?tls-hostname=host.example",
         ] {
             let uri: Uri = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
             assert_eq!(uri.to_string(), text);
@@ -188,7 +243,15 @@ mod tests {
             ("nbd://h:1/%zz", "Bad % escape"),
             ("nbd://h:1/%", "Bad % escape"),
             ("nbd://h:1/%ff", "not UTF-8"),
-            ("nbds://h:1/", "No support for nbds://"),
+            ("nbdx://h:1/", "Unknown scheme"),
+            ("nbd+tcp://h:1/", "Unknown scheme"),
+            ("nbds:///x", "No host"),
+            ("nbds+unix:///x", "No 'socket='"),
+            ("nbds://h:1/?tls-verify-peer=0", "unchecked"),
+            ("nbds://h:1/?tls-verify-peer=false", "unchecked"),
+            ("nbds://h:1/?tls-psk-file=/x", "without certificates"),
+            ("nbds://h:1/?tls-type=anon", "without certificates"),
+            ("nbds://h:1/?tls-hostname=%ff", "not UTF-8"),
             ("nbd://h:99999/", "over 65535"),
         ] {
             let error = text.parse::<Uri>().expect_err(text);

@@ -26,6 +26,7 @@ pub use name::{Request, SessionId};
 pub use registry::{Attachment, Description, Limits, Registry};
 
 use crate::cow::Device;
+use crate::net::tls::Fingerprint;
 use crate::net::{Peer, PeerKind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -33,25 +34,28 @@ use std::time::Instant;
 /// Whom a named session belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Owner {
+    /// Whoever has the key of a certificate that was shown over TLS and verified.
+    Certificate(Fingerprint),
     /// A user of this machine, as the kernel vouched for over a unix socket.
     User(u32),
     /// A virtual machine, or the host of this one, as the hypervisor vouches for.
     Machine(u32),
-    /// Whoever knows its name and comes over TCP, where nobody vouches for anybody.
+    /// Whoever knows its name and comes over TCP without a certificate, where nobody vouches for anybody.
     WhoKnowsTheName,
 }
 
 impl Owner {
     fn of(peer: &Peer) -> Self {
-        match peer.kind {
-            PeerKind::Unix { uid, .. } => Self::User(uid),
-            PeerKind::Vsock { cid, .. } => Self::Machine(cid),
-            PeerKind::Tcp { .. } => Self::WhoKnowsTheName,
+        match (peer.certificate, peer.kind) {
+            (Some(certificate), _) => Self::Certificate(certificate),
+            (None, PeerKind::Unix { uid, .. }) => Self::User(uid),
+            (None, PeerKind::Vsock { cid, .. }) => Self::Machine(cid),
+            (None, PeerKind::Tcp { .. }) => Self::WhoKnowsTheName,
         }
     }
 
     /// Whether `peer` may enter what belongs to this owner. Somebody from the network may not enter what belongs to a
-    /// user, and a user is not led into what somebody on the network has prepared.
+    /// user or a certificate, and neither of these is led into what somebody on the network has prepared.
     fn admits(self, peer: &Peer) -> bool {
         self == Self::of(peer)
     }

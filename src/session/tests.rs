@@ -146,8 +146,8 @@ fn what_does_not_exist_or_makes_no_sense_is_refused() {
 
 #[test]
 fn a_session_belongs_to_the_user_who_made_it() {
-    let user = |uid| Peer { kind: PeerKind::Unix { uid, pid: 1 } };
-    let network = Peer { kind: PeerKind::Tcp { addr: ([127, 0, 0, 1], 1).into() } };
+    let user = |uid| Peer { kind: PeerKind::Unix { uid, pid: 1 }, certificate: None };
+    let network = Peer { kind: PeerKind::Tcp { addr: ([127, 0, 0, 1], 1).into() }, certificate: None };
     assert!(Owner::of(&user(1)).admits(&user(1)));
     assert!(!Owner::of(&user(1)).admits(&user(2)));
     assert!(!Owner::of(&user(1)).admits(&user(0)));

@@ -200,7 +200,62 @@ impl Output {
         spans
     }
 
-    fn advance(&mut self, mut sent: usize, device: Option<&Device>, magazine: &mut Magazine) {
+    /// Copies what is to be sent next into `buffer`, as far as it has room, for a way out that must look at every byte;
+    /// returns how much. Nothing counts as sent before [`Output::advance`] is told so. The base is read by the kernel
+    /// here, too, and never through its mapping.
+    ///
+    /// # Errors
+    /// As [`Output::flush`].
+    pub fn gather(
+        &mut self,
+        device: Option<&Device>,
+        buffer: &mut [u8],
+        magazine: &mut Magazine,
+    ) -> io::Result<usize> {
+        loop {
+            match (self.copy_out(device, buffer), device) {
+                (Ok(count), _) => return Ok(count),
+                // What cannot be read is not begun yet, or cannot be helped: nothing of this round has gone out.
+                (Err(_), Some(device)) => self.take_back_unreadable(device, magazine)?,
+                (Err(error), None) => return Err(error),
+            }
+        }
+    }
+
+    fn copy_out(&self, device: Option<&Device>, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut done = 0;
+        let mut skip = self.next_sent;
+        for segment in &self.segments[self.next..] {
+            if done == buffer.len() {
+                break;
+            }
+            let len = (segment.len() - skip).min(buffer.len() - done);
+            let out = &mut buffer[done..done + len];
+            match (segment, device) {
+                (Segment::Inline { start, .. }, _) => {
+                    out.copy_from_slice(&self.bytes[*start + skip..][..len]);
+                }
+                (Segment::Base { offset, .. }, Some(device)) => {
+                    device.image().read_at(*offset + skip as u64, out)?;
+                }
+                (Segment::Blocks { run, at, .. }, Some(device)) => {
+                    let bytes = device.overlay().pool().arena().run_bytes(run);
+                    out.copy_from_slice(&bytes[*at + skip..][..len]);
+                }
+                (Segment::Zero { .. }, _) => out.fill(0),
+                (Segment::Sent, _) => {}
+                (Segment::Base { .. } | Segment::Blocks { .. }, None) => {
+                    unreachable!("data is only put by a transmission, which has a device")
+                }
+            }
+            done += len;
+            skip = 0;
+        }
+        Ok(done)
+    }
+
+    /// Notes that the next `sent` bytes are out, and lets go of what they were in.
+    pub fn advance(&mut self, mut sent: usize, device: Option<&Device>, magazine: &mut Magazine) {
         self.queued -= sent as u64;
         while let Some(segment) = self.segments.get_mut(self.next) {
             let left = segment.len() - self.next_sent;

@@ -5,24 +5,20 @@
 
 use super::Shared;
 use super::environment::Exports;
-use super::hold::{Hold, Verdict};
+use super::hold::Verdict;
+use super::sealed::Scratch;
+use super::wire::{Input, Received, Wire};
 use crate::cow::{Device, Piece};
 use crate::handshake::{Handshake, Progress};
-use crate::limits::{INPUT_AHEAD_BYTES as AHEAD, INPUT_BYTES as BUFFER};
+use crate::limits::INPUT_BYTES as BUFFER;
 use crate::net::Stream;
+use crate::net::tls::Trouble;
 use crate::overlay::Magazine;
 use crate::session::Turn;
-use crate::sys::{self, KernelSpanMut, MAX_SPANS};
 use crate::transmission::{Context, Flushed, Output, Pause, Transmission, Warm};
-use arrayvec::ArrayVec;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-
-/// The same, when a large payload is expected behind the next header.
-const SMALL_BUFFER: usize = 4 << 10;
-/// Receives in a row before others have a turn.
-const ROUNDS: usize = 4;
 
 /// What a worker lends to the connection that it drives.
 #[derive(Debug)]
@@ -32,6 +28,7 @@ pub(super) struct Tools {
     pub(super) orders: Vec<Warm>,
     pub(super) pieces: Vec<Piece>,
     pub(super) output: Output,
+    pub(super) scratch: Scratch,
 }
 
 impl Tools {
@@ -42,6 +39,7 @@ impl Tools {
             orders: Vec::new(),
             pieces: Vec::new(),
             output: Output::default(),
+            scratch: Scratch::default(),
         }
     }
 }
@@ -69,6 +67,8 @@ pub(super) enum Next {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stop {
     At(Pause),
+    /// What is queued goes out as it is, and then TLS begins.
+    Upgrade,
     /// It may not go on before it is known whether the client is still there.
     Doubtful,
 }
@@ -76,6 +76,8 @@ enum Stop {
 #[derive(Debug)]
 enum Phase {
     Handshake(Box<Handshake>),
+    /// The client was told to begin TLS. Once that is sent, the handshake goes on over TLS.
+    Upgrade(Box<Handshake>),
     Transmission(Box<Transmission>),
     /// What is queued is still sent.
     Closing,
@@ -83,13 +85,9 @@ enum Phase {
 
 #[derive(Debug)]
 pub(super) struct Connection {
-    stream: Arc<Stream>,
+    wire: Wire,
     phase: Phase,
     rest: Vec<u8>,
-    /// What arrived while it was not known whether the client is still there; acted on before anything newer.
-    hold: Option<Box<Hold>>,
-    /// The client sends no more.
-    ended: bool,
     output: Output,
     /// What the event loop was last told to wait for.
     pub(super) waits_for: Next,
@@ -99,6 +97,8 @@ pub(super) struct Connection {
     pub(super) is_in_rounds: bool,
     /// Whether the socket has taken all output at some moment since this was last asked.
     took_all: bool,
+    /// What is wrong with it is in the log.
+    is_told_of: bool,
 }
 
 /// What a worker lent for this turn.
@@ -107,34 +107,8 @@ struct Lent<'a> {
     magazine: &'a mut Magazine,
     orders: &'a mut Vec<Warm>,
     pieces: &'a mut Vec<Piece>,
+    scratch: &'a mut Scratch,
     shared: &'a Shared,
-}
-
-/// What came of an attempt to receive.
-enum Received {
-    /// The client sends no more.
-    End,
-    /// Something; if the room was filled, there may be more.
-    Some { filled: bool },
-}
-
-/// The part of a worker's buffer that holds input of the connection at hand.
-struct Input<'a> {
-    buffer: &'a mut [u8],
-    start: usize,
-    end: usize,
-}
-
-impl Input<'_> {
-    fn bytes(&self) -> &[u8] {
-        &self.buffer[self.start..self.end]
-    }
-
-    /// Moves what is left to the front, to make room behind it.
-    fn make_room(&mut self) {
-        self.buffer.copy_within(self.start..self.end, 0);
-        (self.start, self.end) = (0, self.end - self.start);
-    }
 }
 
 impl Connection {
@@ -143,21 +117,20 @@ impl Connection {
         let mut output = Output::default();
         output.put(&handshake.greeting());
         Self {
-            stream: Arc::new(stream),
+            wire: Wire::new(stream),
             phase: Phase::Handshake(Box::new(handshake)),
             rest: Vec::new(),
-            hold: None,
-            ended: false,
             output,
             waits_for: Next::Readable,
             is_doubted: false,
             is_in_rounds: false,
             took_all: false,
+            is_told_of: false,
         }
     }
 
     pub(super) fn socket(&self) -> BorrowedFd<'_> {
-        self.stream.as_fd()
+        self.wire.stream().as_fd()
     }
 
     /// Whether the transmission phase has not begun, or never will.
@@ -166,26 +139,26 @@ impl Connection {
     }
 
     pub(super) fn peer(&self) -> &crate::net::Peer {
-        self.stream.peer()
+        self.wire.stream().peer()
     }
 
     pub(super) fn stream(&self) -> &Stream {
-        &self.stream
+        self.wire.stream()
     }
 
     /// Whether there is something that the socket has not taken.
     pub(super) fn has_output(&self) -> bool {
-        !self.output.is_empty()
+        !self.output.is_empty() || self.wire.has_unsent()
     }
 
     /// Whether its client may have something to take that it has not taken. Over TCP what was sent may be underway.
     pub(super) fn may_be_unread(&self) -> bool {
-        !self.output.is_empty() || self.stream.is_tcp()
+        self.has_output() || self.stream().is_tcp()
     }
 
     /// Whether there has been output all the time since this was last asked.
     pub(super) fn has_been_unread(&mut self) -> bool {
-        !std::mem::take(&mut self.took_all) && !self.output.is_empty()
+        !std::mem::take(&mut self.took_all) && self.has_output()
     }
 
     /// Notes that base pages came.
@@ -201,11 +174,10 @@ impl Connection {
         if lends_output {
             std::mem::swap(&mut self.output, &mut tools.output);
         }
-        let Tools { buffer, magazine, orders, pieces, output: idle } = tools;
-        buffer[..self.rest.len()].copy_from_slice(&self.rest);
-        let input = Input { buffer, start: 0, end: self.rest.len() };
+        let Tools { buffer, magazine, orders, pieces, output: idle, scratch } = tools;
+        let input = Input::new(buffer, &self.rest);
         self.rest.clear();
-        let mut lent = Lent { input, magazine, orders, pieces, shared };
+        let mut lent = Lent { input, magazine, orders, pieces, scratch, shared };
         self.set_in_request(true);
         let next = self.work(&mut lent);
         if next != Next::Close {
@@ -229,180 +201,188 @@ impl Connection {
     /// Tells the session whether part of a request is, or may come to be, in the worker's hands.
     fn set_in_request(&self, may_receive: bool) {
         if let Phase::Transmission(transmission) = &self.phase {
-            let in_request = may_receive || !self.rest.is_empty() || transmission.in_payload();
+            let has_some = !self.rest.is_empty() || self.wire.begun() > 0;
+            let in_request = may_receive || has_some || transmission.in_payload();
             transmission.attachment().line().set_in_request(in_request);
         }
     }
 
     fn work(&mut self, lent: &mut Lent<'_>) -> Next {
         // Replies that a client did not take come before anything that could make more of them.
-        match self.flush(lent.magazine) {
+        match self.flush(lent) {
             Ok(Flushed::All) => {}
-            Ok(Flushed::Blocked) => return self.read_ahead(&mut lent.input),
-            Err(error) => return self.lost(&error),
+            Ok(Flushed::Blocked) => return self.read_ahead(lent),
+            Err(error) => return self.lost(&error, lent.shared),
         }
         let mut may_have_more = true;
-        for _ in 0..ROUNDS {
+        for _ in 0..self.wire.rounds() {
             let stop = self.act(lent);
-            match self.flush(lent.magazine) {
+            match self.flush(lent) {
                 Ok(Flushed::All) => {}
-                Ok(Flushed::Blocked) => return self.read_ahead(&mut lent.input),
-                Err(error) => return self.lost(&error),
+                Ok(Flushed::Blocked) => return self.read_ahead(lent),
+                Err(error) => return self.lost(&error, lent.shared),
             }
             match stop {
                 Stop::At(Pause::Output) => continue,
                 Stop::At(Pause::Input) => {}
                 Stop::At(Pause::Turn) => return Next::Again,
                 Stop::At(Pause::Waiting) => return Next::Warmed,
-                Stop::At(Pause::Over) => return Next::Close,
+                Stop::At(Pause::Over) => {
+                    self.wire.say_goodbye();
+                    return Next::Close;
+                }
+                Stop::Upgrade => {
+                    if let Err(error) = self.upgrade(lent) {
+                        return self.lost(&error, lent.shared);
+                    }
+                    may_have_more = true;
+                }
                 Stop::Doubtful => match self.read_on(lent.shared) {
                     Verdict::There => continue,
                     Verdict::Gone => return Next::Close,
                     Verdict::Unknown => return Next::Certainty,
                 },
             }
-            if !may_have_more && self.hold.is_none() {
+            if !may_have_more && !self.wire.holds() {
                 return Next::Readable;
             }
-            match self.receive(&mut lent.input) {
+            let transmission = match &mut self.phase {
+                Phase::Transmission(transmission) => Some(&mut **transmission),
+                Phase::Handshake(_) | Phase::Upgrade(_) | Phase::Closing => None,
+            };
+            match self.wire.receive(&mut lent.input, transmission, lent.scratch) {
                 Ok(Received::End) => match &mut self.phase {
                     Phase::Transmission(transmission) => transmission.end_of_input(lent.magazine),
-                    Phase::Handshake(_) | Phase::Closing => return Next::Close,
+                    Phase::Handshake(_) | Phase::Upgrade(_) | Phase::Closing => return Next::Close,
                 },
                 Ok(Received::Some { filled }) => may_have_more = filled,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Next::Readable,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => return Next::Again,
-                Err(error) => return self.lost(&error),
+                Err(error) => return self.lost(&error, lent.shared),
             }
         }
         Next::Again
     }
 
-    fn lost(&self, error: &io::Error) -> Next {
-        tracing::debug!(peer = %self.stream.peer(), %error, "connection lost");
+    fn lost(&mut self, error: &io::Error, shared: &Shared) -> Next {
+        let peer = self.wire.stream().peer();
+        match Trouble::behind(error) {
+            Some(trouble) => {
+                shared.complaints.of(peer, format_args!("TLS with a client failed: {trouble}"));
+                self.is_told_of = true;
+            }
+            None => tracing::debug!(%peer, %error, "connection lost"),
+        }
         Next::Close
     }
 
     /// Acts on the input.
     fn act(&mut self, lent: &mut Lent<'_>) -> Stop {
-        let Lent { input, magazine, orders, pieces, shared } = lent;
+        let Lent { input, magazine, orders, pieces, shared, .. } = lent;
         if let Phase::Handshake(handshake) = &mut self.phase {
-            let exports = Exports { shared, stream: &self.stream };
+            let exports = Exports { shared, stream: self.wire.stream() };
             let mut replies = Vec::new();
             let (used, progress) = handshake.receive(&exports, input.bytes(), &mut replies);
-            input.start += used;
+            input.take(used);
             self.output.put(&replies);
             match progress {
                 Progress::More => return Stop::At(Pause::Input),
-                Progress::Closed => {
-                    if let Some(reason) = handshake.close_reason() {
-                        tracing::debug!(peer = %self.stream.peer(), %reason, "handshake ended");
+                Progress::StartTls => {
+                    if let Phase::Handshake(handshake) = std::mem::replace(&mut self.phase, Phase::Closing) {
+                        self.phase = Phase::Upgrade(handshake);
                     }
+                }
+                Progress::Closed => {
+                    self.tell_of_handshake(shared);
                     self.phase = Phase::Closing;
                 }
                 Progress::Ready { export, info, negotiated } => {
-                    tracing::debug!(peer = %self.stream.peer(), export = info.name, "transmission begins");
+                    tracing::debug!(peer = %self.wire.stream().peer(), export = info.name, "transmission begins");
                     self.phase = Phase::Transmission(Box::new(Transmission::new(export, negotiated)));
                 }
             }
         }
-        let Phase::Transmission(transmission) = &mut self.phase else { return Stop::At(Pause::Over) };
+        let transmission = match &mut self.phase {
+            Phase::Transmission(transmission) => transmission,
+            Phase::Upgrade(_) => return Stop::Upgrade,
+            Phase::Handshake(_) | Phase::Closing => return Stop::At(Pause::Over),
+        };
         let line = Arc::clone(transmission.attachment().line());
         let _turn = match line.turn() {
             Turn::Granted(turn) => turn,
             Turn::Doubtful => return Stop::Doubtful,
             Turn::Fenced => {
-                tracing::debug!(peer = %self.stream.peer(), "client is gone, and its session was attached again");
+                tracing::debug!(peer = %self.wire.stream().peer(), "client is gone, and its session was attached again");
                 return Stop::At(Pause::Over);
             }
         };
         let mut cx = Context { magazine, output: &mut self.output, orders, pieces };
         let (used, pause) = transmission.consume(input.bytes(), &mut cx);
-        input.start += used;
+        input.take(used);
         Stop::At(pause)
     }
 
-    fn flush(&mut self, magazine: &mut Magazine) -> io::Result<Flushed> {
-        if self.output.is_empty() {
-            return Ok(Flushed::All);
-        }
+    fn flush(&mut self, lent: &mut Lent<'_>) -> io::Result<Flushed> {
         let device = device(&self.phase);
-        let flushed = self.output.flush(self.stream.as_fd(), device, magazine)?;
+        let flushed = self.wire.flush(&mut self.output, device, lent.magazine, lent.scratch)?;
         if flushed == Flushed::All {
             self.took_all = true;
         }
         Ok(flushed)
     }
 
+    /// Begins TLS, now that everything before it is sent.
+    fn upgrade(&mut self, lent: &mut Lent<'_>) -> io::Result<()> {
+        let tls = lent.shared.tls.as_ref().ok_or_else(|| io::Error::other("There is no TLS to begin"))?;
+        self.wire.secure(tls, &mut lent.input)?;
+        if let Phase::Upgrade(handshake) = std::mem::replace(&mut self.phase, Phase::Closing) {
+            self.phase = Phase::Handshake(handshake);
+        }
+        Ok(())
+    }
+
+    /// Says what became of a handshake that came to nothing.
+    fn tell_of_handshake(&mut self, shared: &Shared) {
+        let Phase::Handshake(handshake) = &self.phase else { return };
+        let peer = self.wire.stream().peer();
+        if let Some(reason) = handshake.close_reason() {
+            tracing::debug!(%peer, %reason, "handshake ended");
+        }
+        let why = if handshake.wanted_plain_text() {
+            "A client was refused: it speaks plain text, and TLS is demanded"
+        } else if self.wire.is_securing() {
+            "A client did not finish the TLS handshake; perhaps it does not trust this server's certificate"
+        } else if handshake.is_silent_over_tls() {
+            "A client left after the TLS handshake; perhaps it does not trust this server's certificate"
+        } else {
+            return;
+        };
+        if !self.is_told_of {
+            shared.complaints.of(peer, format_args!("{why}"));
+        }
+    }
+
     /// Reads on without acting, to find out whether the client is still there.
     fn read_on(&mut self, shared: &Shared) -> Verdict {
         let Phase::Transmission(transmission) = &self.phase else { return Verdict::There };
-        let hold = self.hold.get_or_insert_with(|| Box::new(Hold::new(Arc::clone(&shared.held))));
-        if self.waits_for != Next::Certainty {
-            hold.renew();
-        }
-        let verdict = hold.read_on(self.stream.as_fd());
+        let verdict = self.wire.read_on(self.waits_for != Next::Certainty, &shared.held);
         if verdict == Verdict::There {
             transmission.attachment().line().vouch();
         }
         verdict
     }
 
-    /// Takes some input, without acting on it, from a client that does not take its replies: many a client sends all its
-    /// requests before it reads the first reply.
-    fn read_ahead(&mut self, input: &mut Input<'_>) -> Next {
-        input.make_room();
-        let end = input.end;
-        if self.ended || self.hold.is_some() || end >= AHEAD {
-            return Next::Writable;
+    fn read_ahead(&mut self, lent: &mut Lent<'_>) -> Next {
+        match self.wire.read_ahead(&mut lent.input, lent.scratch) {
+            Ok(true) => Next::WritableOrReadable,
+            Ok(false) => Next::Writable,
+            Err(error) => self.lost(&error, lent.shared),
         }
-        match sys::receive(self.stream.as_fd(), &mut [KernelSpanMut::new(&mut input.buffer[end..AHEAD])]) {
-            Ok(0) => self.ended = true,
-            Ok(count) => input.end += count,
-            // What is wrong with the connection is told by the next attempt to send.
-            Err(_) => {}
-        }
-        if self.ended || input.end >= AHEAD { Next::Writable } else { Next::WritableOrReadable }
-    }
-
-    /// Receives payload to its place, and whatever comes behind it into the buffer.
-    fn receive(&mut self, input: &mut Input<'_>) -> io::Result<Received> {
-        input.make_room();
-        let end = input.end;
-        if let Some(hold) = &mut self.hold {
-            let count = hold.give(&mut input.buffer[end..]);
-            input.end += count;
-            if hold.is_spent() {
-                self.hold = None;
-            }
-            if count > 0 {
-                return Ok(Received::Some { filled: true });
-            }
-        }
-        if self.ended {
-            return Ok(Received::End);
-        }
-        let mut spans = ArrayVec::<KernelSpanMut<'_>, MAX_SPANS>::new();
-        let mut room = BUFFER;
-        if let Phase::Transmission(transmission) = &mut self.phase {
-            if transmission.prefers_small_input() {
-                room = SMALL_BUFFER.max(end + 1).min(BUFFER);
-            }
-            spans.extend(transmission.payload_spans().take(MAX_SPANS - 1));
-        }
-        let payload = spans.iter().map(KernelSpanMut::len).sum::<usize>();
-        spans.push(KernelSpanMut::new(&mut input.buffer[end..room]));
-        let count = sys::receive(self.stream.as_fd(), &mut spans)?;
-        drop(spans);
-        if let Phase::Transmission(transmission) = &mut self.phase {
-            transmission.payload_received(count.min(payload) as u64);
-        }
-        input.end += count.saturating_sub(payload);
-        Ok(if count == 0 { Received::End } else { Received::Some { filled: count == payload + room - end } })
     }
 
     /// Gives back what it holds. What was not acted on never happened.
-    pub(super) fn close(mut self, magazine: &mut Magazine) {
+    pub(super) fn close(mut self, magazine: &mut Magazine, shared: &Shared) {
+        self.tell_of_handshake(shared);
         self.output.clear(device(&self.phase), magazine);
         if let Phase::Transmission(transmission) = &mut self.phase {
             transmission.close(magazine);
@@ -413,6 +393,6 @@ impl Connection {
 fn device(phase: &Phase) -> Option<&Device> {
     match phase {
         Phase::Transmission(transmission) => Some(transmission.attachment().session().device()),
-        Phase::Handshake(_) | Phase::Closing => None,
+        Phase::Handshake(_) | Phase::Upgrade(_) | Phase::Closing => None,
     }
 }

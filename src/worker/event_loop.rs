@@ -107,6 +107,7 @@ impl Worker {
                 idle = false;
                 self.polling.found();
             }
+            self.tools.scratch.begin_turn();
             for event in &events {
                 match event.data.u64() {
                     BELL => self.read_mail(),
@@ -131,7 +132,7 @@ impl Worker {
             drop(message);
         }
         for (_, connection) in self.connections.drain() {
-            connection.close(&mut self.tools.magazine);
+            connection.close(&mut self.tools.magazine, &self.shared);
         }
     }
 
@@ -237,7 +238,7 @@ impl Worker {
         if let Some(connection) = self.connections.remove(&token) {
             // Closing its descriptor also ends its events, but that waits for the session to let go of it.
             let _ = epoll::delete(&self.epoll, connection.socket());
-            connection.close(&mut self.tools.magazine);
+            connection.close(&mut self.tools.magazine, &self.shared);
             self.tools.magazine.wipe();
             self.count_one_less();
         }

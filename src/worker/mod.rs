@@ -11,6 +11,7 @@
 
 mod accepting;
 mod cold;
+mod complaints;
 mod connection;
 mod deadlines;
 mod environment;
@@ -21,7 +22,9 @@ mod mailbox;
 mod memory;
 mod polling;
 mod rounds;
+mod sealed;
 mod seldom;
+mod wire;
 
 pub use limits::Limits;
 pub use memory::default_budget;
@@ -29,6 +32,7 @@ pub use memory::default_budget;
 use crate::base::Source;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handshake::Knobs;
+use crate::net::tls::ServerTls;
 use crate::net::{Listener, Party, Stream, Tally};
 use crate::overlay::{BlockSize, Budget, Pool};
 use crate::session::{self, Registry};
@@ -69,6 +73,8 @@ pub struct ServerConfig {
     pub knobs: Knobs,
     /// How much clients may have, and for how long they may keep the server waiting.
     pub limits: Limits,
+    /// How to do TLS; must be there if `knobs` offers it.
+    pub tls: Option<ServerTls>,
 }
 
 /// What all threads of a server share.
@@ -87,6 +93,8 @@ struct Shared {
     /// The lines about who was refused, and who was hung up on for what it had not read.
     refused: Seldom,
     unread: Seldom,
+    tls: Option<ServerTls>,
+    complaints: complaints::Complaints,
     /// Bytes of input that doubtful connections keep.
     held: Arc<AtomicUsize>,
     stopping: AtomicBool,
@@ -157,6 +165,8 @@ impl Server {
             connections: Tally::new(connections),
             refused: Seldom::default(),
             unread: Seldom::default(),
+            tls: config.tls,
+            complaints: complaints::Complaints::default(),
             held: Arc::default(),
             stopping: AtomicBool::new(false),
         });

@@ -67,7 +67,8 @@ fn info_of_a_server_that_is_not_there_is_one_line() {
     for (uri, why) in [
         ("nbd://", "No host"),
         ("nbd+unix:///x", "No 'socket='"),
-        ("nbds://localhost", "No support for nbds://"),
+        ("nbd+tcp://localhost", "Unknown scheme"),
+        ("nbds://localhost?tls-certificates=/nowhere", "Cannot read TLS file /nowhere/ca-cert.pem"),
         ("nbd://localhost:99999", "over 65535"),
     ] {
         let line = failure(memdev().args(["info", uri]), 1);

@@ -37,7 +37,7 @@ fn uri(socket: &Path, export: &str) -> String {
 }
 
 fn attach(socket: &Path, export: &str) -> Client {
-    Haggling::connect(&Address::unix(socket).unwrap()).unwrap().go(export).unwrap()
+    Haggling::connect(&Address::unix(socket).unwrap().into()).unwrap().go(export).unwrap()
 }
 
 fn text(output: Output) -> String {

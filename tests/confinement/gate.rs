@@ -27,6 +27,7 @@ fn config(dir: &Path) -> ServerConfig {
         linger: Duration::ZERO,
         knobs: Knobs::default(),
         limits: Limits::default(),
+        tls: None,
     }
 }
 

@@ -21,6 +21,7 @@ pub mod peer;
 pub mod receive;
 pub mod request;
 pub mod server;
+pub mod tls;
 
 pub use client::{Client, Style};
 pub use image::Image;

@@ -3,8 +3,9 @@
 //! It is deliberately dumb. It sends what it is told to send, well formed or not, and checks everything that comes
 //! back: magic numbers, echoes, lengths. The transmission phase is in [`super::client`].
 
-use std::io::{self, BufReader, ErrorKind, Read, Write};
+use std::io::{self, BufReader, ErrorKind, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -56,14 +57,16 @@ impl Stream {
         }
     }
 
-    fn set_nonblocking(&self, on: bool) -> io::Result<()> {
+    /// Whether calls wait.
+    pub fn set_nonblocking(&self, on: bool) -> io::Result<()> {
         match self {
             Self::Unix(stream) => stream.set_nonblocking(on),
             Self::Tcp(stream) => stream.set_nonblocking(on),
         }
     }
 
-    fn be_patient(&self) -> io::Result<()> {
+    /// Calls wait, but not for ever.
+    pub fn be_patient(&self) -> io::Result<()> {
         match self {
             Self::Unix(stream) => {
                 stream.set_read_timeout(Some(PATIENCE))?;
@@ -73,6 +76,15 @@ impl Stream {
                 stream.set_read_timeout(Some(PATIENCE))?;
                 stream.set_write_timeout(Some(PATIENCE))
             }
+        }
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Unix(stream) => stream.as_fd(),
+            Self::Tcp(stream) => stream.as_fd(),
         }
     }
 }
@@ -91,6 +103,13 @@ impl Write for Stream {
         match self {
             Self::Unix(stream) => stream.write(bytes),
             Self::Tcp(stream) => stream.write(bytes),
+        }
+    }
+
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Unix(stream) => stream.write_vectored(parts),
+            Self::Tcp(stream) => stream.write_vectored(parts),
         }
     }
 

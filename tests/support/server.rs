@@ -125,7 +125,11 @@ impl Serve {
         let mut server = Server::spawn(command, self.dir, socket);
         let addresses = if self.tcp { 2 } else { 1 };
         server.wait_for_line("listening on", addresses);
-        let tcp = server.log().iter().find_map(|line| line.split_once("nbd://").map(|(_, a)| a.to_owned()));
+        let address = |line: &String| {
+            let (scheme, address) = line.rsplit_once(' ')?.1.split_once("://")?;
+            matches!(scheme, "nbd" | "nbds").then(|| address.to_owned())
+        };
+        let tcp = server.log().iter().find_map(address);
         server.tcp = tcp.map(|address| address.trim_end_matches('/').trim().to_owned());
         server
     }

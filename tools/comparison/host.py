@@ -74,3 +74,22 @@ def version(*command: str) -> str | None:
         if re.search(r"\d+\.\d+", line):
             return line.strip()
     return "unknown version"
+
+
+def make_certificates(folder: Path) -> None:
+    """A CA, and a certificate of it for a server called localhost, with its key, under the names that all servers know."""
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout"]
+    authority = ["-CA", folder / "ca-cert.pem", "-CAkey", folder / "ca-key.pem", "-CAcreateserial"]
+    usage = folder / "usage"
+    usage.write_text(
+        "subjectAltName=DNS:localhost,IP:127.0.0.1\n"
+        "keyUsage=critical,digitalSignature,keyEncipherment\nextendedKeyUsage=serverAuth\n"
+    )
+    for command in (
+        ["req", "-x509", *key, folder / "ca-key.pem", "-out", folder / "ca-cert.pem", "-days", "2", "-subj", "/CN=compare",
+         "-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign"],
+        ["req", *key, folder / "server-key.pem", "-out", folder / "request", "-subj", "/CN=localhost"],
+        ["x509", "-req", "-in", folder / "request", *authority, "-days", "2", "-extfile", usage,
+         "-out", folder / "server-cert.pem"],
+    ):  # fmt: skip
+        subprocess.run(["openssl", *map(str, command)], check=True, capture_output=True, timeout=60)

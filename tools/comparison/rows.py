@@ -97,6 +97,14 @@ class LoadRow(Row):
 
 
 @dataclass(frozen=True)
+class TlsRow(LoadRow):
+    """The same, encrypted, by memdev-load's own TLS at the other end."""
+
+    def applies(self, server):
+        return server.name != "ceiling"
+
+
+@dataclass(frozen=True)
 class IdleRow(Row):
     """Memory of sessions that were opened and read one block each."""
 
@@ -360,6 +368,14 @@ ROWS: list[Row] = [
     *(
         replace(row, key=f"tcp-{row.key}", title=f"TCP: {row.title}", transport="tcp", targets=(peers(1),))
         for row in _LOADS
+    ),
+    *(
+        TlsRow(
+            f"tls-{row.key}", f"TLS over TCP: {row.title}", load=row.load, transport="tls",
+            targets=(peers(1), peers(1, "cpu_per_million", "<=")),
+        )
+        for row in _LOADS
+        if row.key in ("randread-32", "read-128k", "write-128k")
     ),
     ColdRow("cold", "cold 8 GiB image, 4 KiB random read, depth 32", targets=(peers(1),)),
     NeighbourRow("cold-neighbour", "a warm session's p99 beside it", targets=(Target("p99_rise", "<=", 1.25, ""),)),

@@ -69,8 +69,9 @@ class Memdev(Server):
 
     def command(self, run, images):
         place = ["--unix", run.socket] if run.transport == "unix" else ["--tcp", run.address]
+        tls = ["--tls-certificates", run.certificates()] if run.transport == "tls" else []
         named = [f"{name}={path}" for name, path in images]
-        return [run.tools.memdev, "serve", *named, *place, *self.options]
+        return [run.tools.memdev, "serve", *named, *place, *tls, *self.options]
 
 
 class MemdevOneWorker(Memdev):
@@ -108,6 +109,8 @@ class Nbdkit(Server):
 
     def command(self, run, images):
         place = ["-U", run.socket] if run.transport == "unix" else ["-i", "127.0.0.1", "-p", str(run.port)]
+        if run.transport == "tls":
+            place += ["--tls=require", f"--tls-certificates={run.certificates()}"]
         return ["nbdkit", "-f", *place, "--filter=cow", "file", images[0][1], *self.options]
 
 
@@ -123,6 +126,9 @@ class QemuNbd(Server):
 
     def command(self, run, images):
         place = ["-k", run.socket] if run.transport == "unix" else ["-b", "127.0.0.1", "-p", str(run.port)]
+        if run.transport == "tls":
+            credentials = f"tls-creds-x509,id=tls0,endpoint=server,verify-peer=no,dir={run.certificates()}"
+            place += ["--object", credentials, "--tls-creds", "tls0"]
         # Its defaults: cache=writeback, aio=threads.
         return ["qemu-nbd", "--snapshot", "-t", "-e", "256", "-x", EXPORT, "-f", "raw", *place, images[0][1]]
 
@@ -133,10 +139,15 @@ class NbdServer(Server):
 
     def command(self, run, images):
         unix = f"unixsock = {run.socket}\n" if run.transport == "unix" else ""
+        tls = ""
+        if run.transport == "tls":
+            folder = run.certificates()
+            tls = f"certfile = {folder}/server-cert.pem\nkeyfile = {folder}/server-key.pem\n"
+            tls += f"cacertfile = {folder}/ca-cert.pem\nforce_tls = true\n"
         run.pid_file = run.scratch / "pid"
         config = run.scratch / "config"
         config.write_text(
-            f"[generic]\nlistenaddr = 127.0.0.1\nport = {run.port}\n{unix}"
+            f"[generic]\nlistenaddr = 127.0.0.1\nport = {run.port}\n{unix}{tls}"
             f"[{EXPORT}]\nexportname = {images[0][1]}\ncopyonwrite = true\ncowdir = {run.overlay}\n"
         )
         return ["nbd-server", "-C", config, "-p", run.pid_file]
@@ -165,6 +176,7 @@ class Running:
 
     server: Server
     transport: str
+    """"unix", "tcp", or "tls": that over TCP."""
     tools: Tools
     scratch: Path = field(init=False)
     overlay: Path = field(init=False)
@@ -255,9 +267,20 @@ class Running:
             last = now
             time.sleep(0.5)
 
+    def certificates(self) -> Path:
+        """A folder with a CA, and with a certificate of it for this server and its key."""
+        folder = self.scratch / "tls"
+        if not folder.exists():
+            folder.mkdir()
+            host.make_certificates(folder)
+        return folder
+
     def place(self) -> list[str]:
         """Where it is, for memdev-load."""
-        return ["--unix", str(self.socket)] if self.transport == "unix" else ["--tcp", self.address]
+        if self.transport == "unix":
+            return ["--unix", str(self.socket)]
+        tls = ["--tls", str(self.certificates() / "ca-cert.pem")] if self.transport == "tls" else []
+        return ["--tcp", self.address, *tls]
 
     def uri(self) -> str:
         if self.transport == "unix":

@@ -37,24 +37,24 @@ struct Entry {
 /// # Errors
 /// Nobody answers, the server refuses, or there is no such export.
 pub(super) fn show(uri: &Uri, json: bool) -> Result<String> {
-    let mut server = Haggling::connect(&uri.address)?;
+    let mut server = Haggling::connect(uri)?;
     let entries = ask(&mut server, &uri.export)?;
-    let structured = server.structured_replies();
+    let (structured, secure) = (server.structured_replies(), server.is_secure());
     // What we came for is here; a server that fails now takes nothing from it.
     let _ = server.abort();
     if json {
         let exports: Vec<Value> = entries.iter().map(Entry::to_json).collect();
         let report = json!({
             "protocol": "newstyle-fixed",
-            "TLS": false,
+            "TLS": secure,
             "structured": structured,
             "exports": exports,
         });
         return Ok(format!("{report:#}\n"));
     }
     let replies = if structured { "structured" } else { "simple" };
-    let mut out =
-        format!("server: {}\n    protocol: newstyle-fixed without TLS, {replies} replies\n", uri.address);
+    let (address, tls) = (uri.address.uri(secure), if secure { "with TLS" } else { "without TLS" });
+    let mut out = format!("server: {address}\n    protocol: newstyle-fixed {tls}, {replies} replies\n");
     entries.iter().for_each(|entry| entry.append_text(&mut out));
     if entries.is_empty() {
         out.push_str("    lists no exports\n");

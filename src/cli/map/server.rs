@@ -18,7 +18,7 @@ const MOST: u32 = !0xffff;
 /// # Errors
 /// Nobody answers, the server refuses, there is no such export, or the server cannot tell where there is data.
 pub(super) fn extents(uri: &Uri) -> Result<Extents> {
-    let mut server = Haggling::connect(&uri.address)?;
+    let mut server = Haggling::connect(uri)?;
     let blind = |why: &str| {
         Error::new(ErrorKind::Unsupported, format!("The server cannot tell where there is data: {why}"))
             .advise("read all of it, or use a server that has block status")

@@ -26,7 +26,7 @@ pub(super) struct Ways {
     /// Listen on a TCP address (repeatable) [default: 127.0.0.1:10809]
     ///
     /// That is HOST:PORT; IPv6 in brackets, as [::1]:10809. Without a port it is 10809; port 0 lets the system choose
-    /// one, which is then shown. There is no encryption, so other addresses than loopback need --insecure.
+    /// one, which is then shown. Other addresses than loopback need encryption (--tls-certificates), or --insecure.
     #[arg(long, value_name = "HOST:PORT", value_parser = Address::tcp)]
     tcp: Vec<Address>,
 
@@ -75,8 +75,13 @@ impl Ways {
         Ok(Inherited { listeners, connection })
     }
 
-    /// Begins to listen.
-    pub(super) fn open(&self, inherited: Inherited, confinement: &Confinement) -> Result<WaysIn> {
+    /// Begins to listen; every connection is going to be `encrypted`, or not.
+    pub(super) fn open(
+        &self,
+        inherited: Inherited,
+        confinement: &Confinement,
+        encrypted: bool,
+    ) -> Result<WaysIn> {
         let Inherited { mut listeners, connection } = inherited;
         for path in &self.unix {
             listeners.push(confine::bind_unix(path, self.unix_mode, confinement)?);
@@ -89,7 +94,7 @@ impl Ways {
             let default = Address::Tcp { host: "127.0.0.1".into(), port: proto::DEFAULT_PORT };
             listeners.extend(Listener::bind_all(&default)?);
         }
-        check_exposure(&listeners, false, self.insecure)?;
+        check_exposure(&listeners, encrypted, self.insecure)?;
         Ok(WaysIn { listeners, connections })
     }
 }
@@ -101,7 +106,8 @@ fn check_exposure(listeners: &[Listener], encrypted: bool, insecure: bool) -> Re
         Some(listener) if !encrypted && !insecure => {
             let why = format!("Will not listen on {} without encryption", listener.uri());
             Err(Error::new(ErrorKind::Denied, why).advise(
-                "listen on 127.0.0.1, or add --insecure if everybody on that network may read the images",
+                "listen on 127.0.0.1, demand TLS (--tls-certificates), or add --insecure if everybody on that \
+                 network may read the images",
             ))
         }
         _ => Ok(()),

@@ -11,6 +11,7 @@ mod meta_context;
 mod pieces;
 mod refusals;
 mod structured_reply;
+mod tls;
 
 use std::cell::RefCell;
 
@@ -143,10 +144,11 @@ impl Client {
         };
         let ending = match progress {
             Progress::More => Ending::More,
+            Progress::StartTls => Ending::StartTls,
             Progress::Closed => Ending::Closed(handshake.close_reason().unwrap().clone()),
             Progress::Ready { export, info, negotiated } => Ending::Ready { export, info, negotiated },
         };
-        if !matches!(ending, Ending::More) {
+        if !matches!(ending, Ending::More | Ending::StartTls) {
             let again = handshake.receive(&world, b"IHAVEOPT", &mut output);
             assert!(matches!(again, (0, Progress::Closed)), "what is over stays over");
         }
@@ -166,6 +168,7 @@ struct Talk {
 #[derive(Debug, PartialEq)]
 enum Ending {
     More,
+    StartTls,
     Closed(CloseReason),
     Ready { export: String, info: ExportInfo, negotiated: Negotiated },
 }

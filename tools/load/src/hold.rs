@@ -31,7 +31,7 @@ pub(crate) fn hold(target: &Target, count: u64, plan: &Plan, patience: Duration)
         let outcome = drive(&mut lanes, &step, limits, shared, threads)?;
         say(&report::object(&line, &outcome).to_string())?;
     }
-    lanes.iter().for_each(crate::lane::Lane::disconnect);
+    lanes.iter_mut().for_each(crate::lane::Lane::disconnect);
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use rustix::net::{self, RecvFlags, SendAncillaryBuffer, SendFlags};
 use crate::pattern::Source;
 use crate::replies::{Awaited, Replies};
 use crate::target::Connection;
+use crate::tls::Tls;
 
 /// The kernel's limit of parts a send (`UIO_MAXIOV`).
 const MAX_PARTS: usize = 1024;
@@ -164,6 +165,21 @@ impl Outgoing {
         net::sendmsg(stream, &parts, &mut SendAncillaryBuffer::default(), flags)
     }
 
+    /// Seals all of the batch, which then waits in `tls`.
+    fn seal(&mut self, tls: &mut Tls, noise: &[u8]) -> io::Result<()> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        let mut plain = Vec::with_capacity(self.payloads.iter().map(|&length| length as usize + 64).sum());
+        for (header, &payload) in self.headers.chunks(Request::SIZE).zip(&self.payloads) {
+            plain.extend_from_slice(header);
+            plain.extend_from_slice(&noise[..payload as usize]);
+        }
+        self.headers.clear();
+        self.payloads.clear();
+        tls.seal(&plain)
+    }
+
     fn advance(&mut self, taken: usize) {
         self.sent += taken;
         while let Some(&payload) = self.payloads.get(self.first) {
@@ -220,7 +236,7 @@ impl Lane {
 
     /// The socket was full: wait until it takes more.
     pub(crate) fn wants_to_send(&self) -> bool {
-        !self.outgoing.is_empty()
+        !self.outgoing.is_empty() || self.connection.tls.as_ref().is_some_and(|tls| tls.wants_to_send())
     }
 
     /// No more requests, whatever is left.
@@ -248,7 +264,10 @@ impl Lane {
 
     /// Sends what an earlier batch left over.
     pub(crate) fn send(&mut self, noise: &[u8]) -> io::Result<()> {
-        self.outgoing.send(self.connection.stream.as_fd(), noise)
+        let Connection { stream, tls, .. } = &mut self.connection;
+        let Some(tls) = tls else { return self.outgoing.send(stream.as_fd(), noise) };
+        self.outgoing.seal(tls, noise)?;
+        tls.flush(stream.as_fd(), false)
     }
 
     /// Receives what is there (waiting for it if `wait`), and counts the answers that were completed by it.
@@ -267,11 +286,15 @@ impl Lane {
     ) -> io::Result<bool> {
         let start = self.replies.prepare(buffer);
         let flags = if wait { RecvFlags::empty() } else { RecvFlags::DONTWAIT };
-        let received = match net::recv(self.connection.stream.as_fd(), &mut buffer[start..], flags) {
-            Ok((_, 0)) => return Err(io::Error::other("the server hung up")),
-            Ok((_, received)) => received,
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => 0,
-            Err(error) => return Err(error.into()),
+        let Connection { stream, tls, .. } = &mut self.connection;
+        let received = match tls {
+            Some(tls) => tls.receive(stream.as_fd(), &mut buffer[start..], wait)?,
+            None => match net::recv(stream.as_fd(), &mut buffer[start..], flags) {
+                Ok((_, 0)) => return Err(io::Error::other("the server hung up")),
+                Ok((_, received)) => received,
+                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => 0,
+                Err(error) => return Err(error.into()),
+            },
         };
         let mut arrivals = Arrivals { slots: &mut self.slots, tally, now: clock(), until };
         self.replies.parse(&buffer[..start + received], &mut arrivals).map_err(io::Error::other)?;
@@ -279,8 +302,12 @@ impl Lane {
     }
 
     /// Says goodbye, as the protocol asks; the close follows when the lane is dropped.
-    pub(crate) fn disconnect(&self) {
+    pub(crate) fn disconnect(&mut self) {
         let bye = request(Command::Disc, 0, 0, 0);
+        if let Connection { stream, tls: Some(tls), .. } = &mut self.connection {
+            let _ = tls.seal(&bye).and_then(|()| tls.flush(stream.as_fd(), false));
+            return;
+        }
         let _ = net::send(self.connection.stream.as_fd(), &bye, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
     }
 }

@@ -12,6 +12,7 @@ mod pattern;
 mod replies;
 mod report;
 mod target;
+mod tls;
 mod units;
 
 use std::io;
@@ -145,7 +146,7 @@ fn run(args: &Run) -> Result<()> {
         let mut lanes = drive::connect(&args.target, args.connections, &plan)?;
         let limits = Limits { depth: args.depth, time, requests: args.requests };
         let outcome = drive::drive(&mut lanes, &plan, limits, args.target.share.is_some(), threads)?;
-        lanes.iter().for_each(lane::Lane::disconnect);
+        lanes.iter_mut().for_each(lane::Lane::disconnect);
         outcome
     };
     if args.json {

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,6 +15,8 @@ use memdev::proto::{
 };
 use memdev::{Error, ErrorKind, Result};
 use rustix::net::sockopt;
+
+use crate::tls::Tls;
 
 /// No handshake and no drain may hang a run for longer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -57,6 +59,9 @@ pub(crate) struct Target {
     /// Share the session ID among all connections, by opening NAME@ID
     #[arg(long, value_name = "ID")]
     pub(crate) share: Option<String>,
+    /// Encrypt: the server is `localhost` by the CA whose certificate is in this file
+    #[arg(long, value_name = "CA-CERT.PEM")]
+    pub(crate) tls: Option<PathBuf>,
     /// Negotiate structured replies
     #[arg(long)]
     pub(crate) structured: bool,
@@ -66,6 +71,8 @@ pub(crate) struct Target {
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) stream: OwnedFd,
+    /// What goes over it is sealed by this.
+    pub(crate) tls: Option<Box<Tls>>,
     /// The export's size in bytes.
     pub(crate) size: u64,
 }
@@ -104,8 +111,21 @@ impl Target {
 
     fn open<S: Stream + AsFd + Into<OwnedFd>>(&self, mut stream: S) -> io::Result<Connection> {
         sockopt::set_socket_timeout(&stream, sockopt::Timeout::Recv, Some(PATIENCE))?;
-        let size = haggle(&mut stream, &self.export(), self.structured)?;
-        Ok(Connection { stream: stream.into(), size })
+        let Some(authority) = &self.tls else {
+            let hello = greet(&mut stream)?;
+            let size = haggle(&mut stream, hello, &self.export(), self.structured)?;
+            return Ok(Connection { stream: stream.into(), tls: None, size });
+        };
+        let mut out = greet(&mut stream)?;
+        option(&mut out, OptionCode::StartTls, &[])?;
+        stream.write_all(&out)?;
+        if option_reply(&mut stream)?.0 != OptionReplyType::Ack {
+            return Err(io::Error::other("the server has no TLS"));
+        }
+        let mut tls = Box::new(Tls::begin(stream.as_fd(), authority)?);
+        let mut sealed = Sealed { stream: stream.as_fd(), tls: &mut tls, plain: Vec::new() };
+        let size = haggle(&mut sealed, Vec::new(), &self.export(), self.structured)?;
+        Ok(Connection { stream: stream.into(), tls: Some(tls), size })
     }
 }
 
@@ -114,13 +134,52 @@ pub(crate) fn widen(stream: &OwnedFd) {
     let _ = sockopt::set_socket_send_buffer_size(stream, 2 << 20);
 }
 
-/// From the greeting to the answer of GO; returns the export's size.
-fn haggle(stream: &mut impl Stream, export: &str, structured: bool) -> io::Result<u64> {
+/// A stream over TLS while it is still blocking.
+struct Sealed<'a> {
+    stream: BorrowedFd<'a>,
+    tls: &'a mut Tls,
+    /// Opened and not read.
+    plain: Vec<u8>,
+}
+
+impl Read for Sealed<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.plain.is_empty() {
+            let mut plain = vec![0; 64 << 10];
+            let count = self.tls.receive(self.stream, &mut plain, true)?;
+            plain.truncate(count);
+            self.plain = plain;
+        }
+        let count = self.plain.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&self.plain[..count]);
+        self.plain.drain(..count);
+        Ok(count)
+    }
+}
+
+impl Write for Sealed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.tls.seal(bytes)?;
+        self.tls.flush(self.stream, true)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Takes the greeting; gives what is to be said to it.
+fn greet(stream: &mut impl Stream) -> io::Result<Vec<u8>> {
     let mut greeting = [0; Greeting::SIZE];
     stream.read_exact(&mut greeting)?;
     Greeting::parse(&greeting).map_err(|_| io::Error::other("not a newstyle NBD server"))?;
+    Ok(ClientFlags::FIXED_NEWSTYLE.union(ClientFlags::NO_ZEROES).bits().to_be_bytes().to_vec())
+}
+
+/// From there to the answer of GO, `out` being what was not said yet; returns the export's size.
+fn haggle(stream: &mut impl Stream, mut out: Vec<u8>, export: &str, structured: bool) -> io::Result<u64> {
     // Everything in one send: a careful client saves the round trips too, and they would drown the server's own time.
-    let mut out = ClientFlags::FIXED_NEWSTYLE.union(ClientFlags::NO_ZEROES).bits().to_be_bytes().to_vec();
     if structured {
         option(&mut out, OptionCode::StructuredReply, &[])?;
     }
