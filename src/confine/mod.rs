@@ -29,7 +29,7 @@ pub use user::User;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys;
 use filter::Purpose;
-use rustix::thread::CapabilitySet;
+use rustix::thread::{CapabilitySet, capabilities};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -74,8 +74,13 @@ impl Confinement {
     /// When the user cannot be changed to or may not read an image, and, if everything is required, when something of it
     /// cannot be had.
     pub fn enter(&self, needs: &Needs) -> Result<Entered> {
-        let mut entered =
-            Entered { mode: self.mode, purpose: None, landlock: 0, kept: None, missing: Vec::new() };
+        let mut entered = Entered {
+            mode: self.mode,
+            purpose: None,
+            landlock: 0,
+            kept: CapabilitySet::empty(),
+            missing: Vec::new(),
+        };
         if let Some(user) = &self.user {
             privileges::check(user, needs)?;
         }
@@ -91,8 +96,10 @@ impl Confinement {
             Some(_) => CapabilitySet::empty(),
             None => privileges::needed(needs),
         };
-        privileges::drop(self.user.as_ref(), keep)?;
-        entered.kept = (!keep.is_empty()).then_some(keep);
+        let bounded = privileges::bound_capabilities();
+        self.user.as_ref().map_or(Ok(()), User::put_on)?;
+        entered.note("capabilities", bounded.and_then(|()| privileges::drop_capabilities(keep)));
+        entered.kept = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.permitted);
         entered.note("core files", privileges::forbid_dumps(self.traceable));
         entered.note("new privileges", privileges::forbid_new_privileges());
         let reached = rules.put_on();
@@ -121,7 +128,7 @@ pub struct Entered {
     mode: Mode,
     purpose: Option<Purpose>,
     landlock: i32,
-    kept: Option<CapabilitySet>,
+    kept: CapabilitySet,
     missing: Vec<String>,
 }
 
@@ -166,7 +173,7 @@ impl Entered {
 pub struct Report {
     is_off: bool,
     landlock: i32,
-    kept: Option<CapabilitySet>,
+    kept: CapabilitySet,
     missing: Vec<String>,
 }
 
@@ -184,12 +191,8 @@ impl fmt::Display for Report {
             return f.write_str("nothing");
         }
         write!(f, "landlock ABI {}, ", self.landlock)?;
-        match self.kept {
-            None => f.write_str("no capabilities"),
-            Some(kept) => {
-                let names: Vec<_> = kept.iter_names().map(|(name, _)| format!("CAP_{name}")).collect();
-                write!(f, "no capabilities but {}", names.join(", "))
-            }
-        }
+        f.write_str("no capabilities")?;
+        let names: Vec<_> = self.kept.iter_names().map(|(name, _)| format!("CAP_{name}")).collect();
+        if names.is_empty() { Ok(()) } else { write!(f, " but {}", names.join(", ")) }
     }
 }

@@ -18,6 +18,9 @@ use std::path::Path;
 pub(super) fn needed(needs: &Needs) -> CapabilitySet {
     let mut needed = CapabilitySet::empty();
     let Ok(had) = capabilities(None) else { return needed };
+    if had.effective.is_empty() {
+        return needed;
+    }
     let as_nobody = || {
         set_capabilities(None, only(CapabilitySet::empty())).is_ok().then(|| {
             let unreadable = needs.images.iter().any(|image| !may_open(image));
@@ -59,32 +62,36 @@ fn may_remove(path: &Path) -> bool {
     !matches!(may_write, Err(Errno::ACCESS | Errno::PERM))
 }
 
-/// Makes the calling thread `user`'s, if one is given, and leaves it with the capabilities in `keep` at most; nothing it
-/// could execute would have more.
+/// Leaves the calling thread with the capabilities in `keep` at most. Nothing that it could execute would have more: not
+/// even as root, once new privileges are forbidden.
 ///
 /// # Errors
-/// When it cannot become that user, or the system does not let go of its capabilities.
-pub(super) fn drop(user: Option<&User>, keep: CapabilitySet) -> Result<()> {
-    let failed = |errno| Error::io("Cannot drop capabilities", errno);
-    let had = capabilities(None).map_err(failed)?;
-    if had.effective.contains(CapabilitySet::SETPCAP) {
-        for number in 0..u64::BITS {
-            match rustix::thread::remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(
-                1 << number,
-            )) {
+/// When the system does not let go of them.
+pub(super) fn drop_capabilities(keep: CapabilitySet) -> std::io::Result<()> {
+    let had = capabilities(None)?;
+    let keep = only(had.permitted & keep);
+    // Whoever has none needs no call for it, and a service manager may have forbidden that call.
+    if had == keep { Ok(()) } else { Ok(set_capabilities(None, keep)?) }
+}
+
+/// Empties the set of capabilities that this process, or one that it becomes, could ever get again. Only who has a
+/// certain capability can, and there is nothing to be got for others. To be done while there is still that one.
+///
+/// # Errors
+/// When the system does not let go of them.
+pub(super) fn bound_capabilities() -> std::io::Result<()> {
+    if capabilities(None)?.effective.contains(CapabilitySet::SETPCAP) {
+        let all = (0..u64::BITS).map(|number| CapabilitySet::from_bits_retain(1 << number));
+        for capability in all {
+            match rustix::thread::remove_capability_from_bounding_set(capability) {
                 Ok(()) => {}
                 // The kernel has no more of them.
                 Err(Errno::INVAL) => break,
-                Err(errno) => return Err(failed(errno)),
+                Err(errno) => return Err(errno.into()),
             }
         }
     }
-    rustix::thread::clear_ambient_capability_set().map_err(failed)?;
-    if let Some(user) = user {
-        user.put_on()?;
-    }
-    let left = capabilities(None).map_err(failed)?.permitted;
-    set_capabilities(None, only(left & keep)).map_err(failed)
+    Ok(rustix::thread::clear_ambient_capability_set()?)
 }
 
 fn only(set: CapabilitySet) -> CapabilitySets {

@@ -14,6 +14,7 @@ fn calls(name: &str) -> Vec<libc::c_long> {
     match name {
         "landlock" => vec![libc::SYS_landlock_create_ruleset],
         "seccomp" => vec![libc::SYS_seccomp],
+        "capset" => vec![libc::SYS_capset],
         _ => vec![libc::SYS_landlock_create_ruleset, libc::SYS_seccomp],
     }
 }
@@ -102,6 +103,16 @@ fn what_is_required_and_cannot_be_had_is_a_refusal() {
         assert!(said[0].starts_with("memdev: Cannot confine the server: "), "{said:?}");
         assert!(said[0].contains(why[0]) && said[0].contains("; use --confine auto"), "{said:?}");
     }
+}
+
+/// As the unit in `docs/systemd` does, so that nobody can set capabilities, and nobody has any.
+#[test]
+fn capabilities_that_cannot_be_dropped_are_missed_by_who_has_them() {
+    let output = run("capset", "auto");
+    let said = said(&output);
+    assert!(output.status.success(), "{said:?}");
+    let missing = said.iter().any(|line| line.contains("capabilities are not denied (function not"));
+    assert_eq!(missing, rustix::process::geteuid().is_root(), "{said:?}");
 }
 
 #[test]
