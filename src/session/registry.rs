@@ -40,6 +40,11 @@ pub struct Description {
 /// known that uses more than a few dozen.
 const MOST_LINES: usize = 256;
 
+/// After a look at all sessions the housekeeper rests for so many times as long as it took,
+const REST: u32 = 20;
+/// but never longer than this.
+const LONGEST_REST: Duration = Duration::from_millis(100);
+
 type Named = HashMap<(usize, SessionId), (Arc<Session>, Place)>;
 
 /// Work for the housekeeper.
@@ -103,6 +108,12 @@ impl Registry {
             return self.sources.first().map(|source| (0, source)).ok_or_else(unknown);
         }
         self.sources.iter().enumerate().find(|(_, source)| source.name() == name).ok_or_else(unknown)
+    }
+
+    /// The names and descriptions of all images, in order; none of a server that stops.
+    pub fn list(&self) -> impl Iterator<Item = (String, String)> {
+        let stopping = self.stopping.load(Ordering::Relaxed);
+        self.sources.iter().filter(move |_| !stopping).map(|source| named(source, None))
     }
 
     /// What `export_name` would give a client; makes nothing.
@@ -228,7 +239,11 @@ impl Registry {
     /// The housekeeper's life, until [`Registry::stop`]: ends sessions nobody is in, and takes them apart.
     pub fn keep_house(&self) {
         while !self.stopping.load(Ordering::Relaxed) {
-            let wait = self.end_idle(Instant::now()).unwrap_or(Duration::from_secs(3600));
+            let began = Instant::now();
+            let wait = self.end_idle(began).unwrap_or(Duration::from_secs(3600));
+            // Where sessions are many, a look at all of them takes long, and whoever attaches waits for it: so it is not
+            // done again and again while clients come and go.
+            std::thread::sleep((began.elapsed() * REST).min(LONGEST_REST));
             let mut chore = self.chores.1.recv_timeout(wait);
             // All that have come, before all sessions are looked at again.
             loop {
@@ -305,12 +320,17 @@ fn admit(session: &Session, export_name: &str, stream: &Stream) -> Result<()> {
     Err(Error::new(ErrorKind::Denied, "This session belongs to another user:").on(export_name))
 }
 
-fn describe(source: &Source, id: Option<&SessionId>, image: &Image) -> Description {
+/// Name and description.
+fn named(source: &Source, id: Option<&SessionId>) -> (String, String) {
     let name = source.name();
-    let (name, text) = match id {
+    match id {
         None => (name.to_owned(), format!("A writable copy of {name}, private to this connection")),
         Some(id) => (format!("{name}@{id}"), format!("A writable copy of {name}, private to session {id}")),
-    };
+    }
+}
+
+fn describe(source: &Source, id: Option<&SessionId>, image: &Image) -> Description {
+    let (name, text) = named(source, id);
     Description { name, text, size: image.size(), shared: id.is_some() }
 }
 

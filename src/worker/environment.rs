@@ -48,12 +48,7 @@ impl Environment for Exports<'_> {
     type Export = Attachment;
 
     fn list(&self) -> Vec<(String, String)> {
-        let describe = |name: &str| self.shared.registry.describe(name, self.stream);
-        let sources = self.shared.registry.sources().iter();
-        sources
-            .filter_map(|source| describe(source.name()).ok())
-            .map(|found| (found.name, found.text))
-            .collect()
+        self.shared.registry.list().collect()
     }
 
     fn describe(&self, name: &str) -> Result<ExportInfo, Refusal> {
