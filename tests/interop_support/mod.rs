@@ -6,6 +6,7 @@
 #![allow(dead_code, unreachable_pub)]
 
 pub mod mounted;
+pub mod vm;
 
 use std::ffi::OsStr;
 use std::path::Path;
