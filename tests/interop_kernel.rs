@@ -10,7 +10,7 @@ use std::fs;
 use std::path::Path;
 
 use interop_support::run;
-use interop_support::vm::{Vm, failure, turn};
+use interop_support::vm::{Meeting, Vm, failure, turn};
 use support::server::{Serve, scratch};
 use support::{Image, MIB, Server};
 
@@ -144,6 +144,139 @@ fn a_killed_server_is_an_error_and_no_hang_linux_6_1() {
 #[test]
 fn a_killed_server_is_an_error_and_no_hang_linux_6_12() {
     killed("6.12");
+}
+
+/// A copy of the Debian root image that machines boot from, of which nothing is in memory.
+fn cold_root(dir: &Path) -> Image {
+    let golden = std::env::var("MEMDEV_ROOT_IMAGE").expect(
+        "MEMDEV_ROOT_IMAGE is the path of a Debian root image, as tools/make-image --bootable prints it",
+    );
+    let size = fs::metadata(&golden).expect("the Debian root image is there").len();
+    let image = Image::empty(dir.join("root.img"), size);
+    run("cp", ["--sparse=always".as_ref(), golden.as_ref(), image.path.as_os_str()]);
+    image
+}
+
+/// Puts the image out of the page cache; nobody may have it mapped.
+fn chill(image: &Image) {
+    let file = fs::File::open(&image.path).expect("the image is there");
+    file.sync_all().expect("writing the image to its disk");
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("advising the kernel");
+    assert!(in_memory(image) < MIB, "the image is out of the page cache; is TMPDIR on a disk?");
+}
+
+/// How many bytes of the image are in the page cache.
+fn in_memory(image: &Image) -> u64 {
+    let out = run("fincore", ["-bnro", "RES", image.path.to_str().expect("text")]);
+    out.trim().parse().expect("fincore prints a number")
+}
+
+/// How many bytes the process had read from disks.
+fn read_from_disk(server: &Server) -> u64 {
+    let io = fs::read_to_string(format!("/proc/{}/io", server.pid())).expect("the server lives");
+    let line = io.lines().find_map(|line| line.strip_prefix("read_bytes: ")).expect("the kernel counts");
+    line.parse().expect("a number")
+}
+
+#[test]
+fn two_machines_boot_from_one_image_and_change_it_each_for_itself() {
+    let _turn = turn();
+    let dir = scratch();
+    let image = cold_root(dir.path());
+    let before = image.fingerprint();
+    let server = Serve::image(&image).tcp().args(["--linger", "1h"]).start();
+    let meeting = Meeting::new(dir.path().join("meeting"));
+    let machine = |kernel: &str, name: &str, export: &str, fresh: &str, boot: &str| {
+        Vm::job(kernel, "boot.sh")
+            .port("PORT", &server)
+            .env("SIZE", image.size)
+            .env("NAME", name)
+            .env("EXPORT", export)
+            .env("FRESH", fresh)
+            .env("BOOT", boot)
+            .call("together", &meeting.command(name))
+            .option("--time-limit", "500")
+            .start()
+    };
+
+    // One in a session of one connection, one in a named session: for a machine they are the same.
+    let mut machines = [
+        ("machine-a", machine("6.12", "machine-a", "root", "yes", "yes")),
+        ("machine-b", machine("6.1", "machine-b", "root@machine-b", "yes", "yes")),
+    ];
+    for round in 1..=2 {
+        meeting.wait(round, &mut machines);
+        meeting.go(round);
+    }
+    for (_, machine) in machines {
+        let output = machine.succeed();
+        assert!(output.contains("is up on /dev/nbd0"), "{output}");
+    }
+    assert_eq!(image.fingerprint(), before);
+
+    // Off and on again: the session of one connection is over, and the other is still there.
+    machine("6.12", "machine-a", "root", "yes", "no").succeed();
+    machine("6.12", "machine-b", "root", "yes", "no").succeed();
+    machine("6.12", "machine-b", "root@machine-b", "no", "no").succeed();
+    assert_eq!(image.fingerprint(), before);
+    server.stop();
+}
+
+#[test]
+fn sixteen_machines_on_one_server() {
+    const MACHINES: u64 = 16;
+    let _turn = turn();
+    let dir = scratch();
+    let image = cold_root(dir.path());
+    let before = image.fingerprint();
+    chill(&image);
+    let server = tcp_server(&image);
+    let (idle, read_before) = (server.usage(), read_from_disk(&server));
+    let meeting = Meeting::new(dir.path().join("meeting"));
+    let names: Vec<_> = (1..=MACHINES).map(|number| format!("machine-{number}")).collect();
+    let mut machines: Vec<_> = (1..=MACHINES)
+        .zip(&names)
+        .map(|(number, name)| {
+            let vm = Vm::job("6.12", "crowd.sh")
+                .port("PORT", &server)
+                .env("SIZE", image.size)
+                .env("NUMBER", number)
+                .call("arrive", &meeting.command(name))
+                .option("--memory", "256M")
+                .option("--hang-limit", "300")
+                .option("--time-limit", "500");
+            (name.as_str(), vm.start())
+        })
+        .collect();
+
+    // All are there, have read the same files, and have written 4 MiB each.
+    meeting.wait(1, &mut machines);
+    let private = server.usage().private - idle.private;
+    let (from_disk, cached) = (read_from_disk(&server) - read_before, in_memory(&image));
+    meeting.go(1);
+
+    let mut served = 0;
+    for (_, machine) in machines {
+        let output = machine.succeed();
+        let bytes = output.lines().find_map(|line| line.strip_prefix("read ")?.strip_suffix(" bytes"));
+        served += bytes.expect("the job says what it read").parse::<u64>().expect("a number");
+    }
+    println!(
+        "{MACHINES} machines: {} KiB of private memory each, of which 4096 were written as a file; they read {} MiB \
+         of files, the server {} MiB from the disk, and {} MiB of the image are in memory",
+        private / MACHINES / 1024,
+        served / MIB,
+        from_disk / MIB,
+        cached / MIB
+    );
+    assert!(private >= MACHINES * 4 * MIB, "{private} bytes cannot hold what all wrote");
+    assert!(private <= MACHINES * 8 * MIB, "{private} bytes for {MACHINES} sessions of 4 MiB");
+    assert!(from_disk > 0, "the image is not on a disk; set TMPDIR");
+    // The machines' files, and what the kernel reads ahead; each byte once.
+    assert!(from_disk <= cached + MIB, "{from_disk} bytes read, {cached} of them different");
+    assert!(from_disk < served / 4, "{from_disk} bytes read for {served} served");
+    assert_eq!(image.fingerprint(), before);
+    server.stop();
 }
 
 /// The harness's own promise: whatever happens to a guest, it is told as what it is.

@@ -5,6 +5,7 @@
 // Every interop test binary compiles this module and uses its own part of it.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod door;
 pub mod mounted;
 pub mod vm;
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use super::run;
 use crate::support::Server;
@@ -27,6 +28,9 @@ pub mod failure {
     /// The job took too long.
     pub const TIME_LIMIT: i32 = 124;
 }
+
+/// The longest that a machine waits for others. It only catches hangs.
+const MEETING_LIMIT: Duration = Duration::from_secs(500);
 
 /// Machines of several tests would only slow each other down, and into their time limits. (Where every test is a
 /// process of its own, the test runner's settings see to that.)
@@ -188,6 +192,18 @@ impl Running {
     }
 }
 
+impl Running {
+    fn ended(&mut self) -> bool {
+        self.child.try_wait().expect("asking for tools/vm's status").is_some()
+    }
+
+    #[track_caller]
+    fn panic_with_output(&mut self, who: &str) -> ! {
+        let output = self.output.take().map(|output| output.join().expect("reading does not panic"));
+        panic!("{who} ended early:\n{}", output.unwrap_or_default().join("\n"))
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         // Only what a failed test left. qemu ends with tools/vm.
@@ -195,6 +211,50 @@ impl Drop for Running {
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
+    }
+}
+
+/// A place where machines wait for each other, as often as they like: the n-th time that they call it is round n.
+pub struct Meeting {
+    dir: PathBuf,
+}
+
+impl Meeting {
+    /// A meeting that keeps its notes in this new folder.
+    pub fn new(dir: PathBuf) -> Self {
+        std::fs::create_dir(&dir).expect("creating a directory");
+        Self { dir }
+    }
+
+    /// The command by which `who` comes to it, and waits.
+    pub fn command(&self, who: &str) -> String {
+        let dir = self.dir.display();
+        format!(
+            "cd '{dir}' || exit; round=$(($(ls | grep -c '^{who}\\.') + 1)); : >{who}.$round; \
+             until [ -e go.$round ]; do sleep 0.1; done"
+        )
+    }
+
+    /// Waits until all of these have come, and panics if one of their machines ends instead.
+    #[track_caller]
+    pub fn wait(&self, round: u32, machines: &mut [(&str, Running)]) {
+        let start = Instant::now();
+        for (who, machine) in machines {
+            let note = self.dir.join(format!("{who}.{round}"));
+            while !note.exists() {
+                if machine.ended() {
+                    // The rest is said by the machine.
+                    machine.panic_with_output(who);
+                }
+                assert!(start.elapsed() < MEETING_LIMIT, "{who} does not come");
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+    }
+
+    /// Lets all go on.
+    pub fn go(&self, round: u32) {
+        std::fs::write(self.dir.join(format!("go.{round}")), "").expect("creating a file");
     }
 }
 

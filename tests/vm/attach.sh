@@ -17,6 +17,8 @@ for way in netlink ioctl; do
     for connections in 1 4; do
         for sector in 512 1024 4096; do
             for SERVER in "$HOST $PORT" "-unix /run/memdev.sock"; do
+                # The way to the server and the size of sectors have little to do with each other.
+                [ "$sector" = 4096 ] || [ "$SERVER" = "$HOST $PORT" ] || continue
                 case $way in
                 netlink) set -- ;;
                 ioctl) set -- -nonetlink ;;

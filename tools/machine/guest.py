@@ -99,7 +99,9 @@ class Machine:
                 process.stdout.close()
 
     def _command(self, qemu: str, work: Path) -> list[str]:
-        append = "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on tsc=reliable " + self.append
+        append = "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on tsc=reliable "
+        # On a busy machine the timer may seem not to work when it is tried, and the kernel would panic.
+        append += "no_timer_check " + self.append
         return [
             qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "pc", "-cpu", "max",
             # More processors would be slower: they are all emulated.
