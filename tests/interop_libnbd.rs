@@ -3,6 +3,7 @@
 mod interop_support;
 mod support;
 
+use interop_support::door::Door;
 use interop_support::{assert_same, attempt, libnbd_script, run, said, uri};
 use serde_json::Value;
 use support::server::{Serve, scratch};
@@ -241,4 +242,37 @@ fn nbdinfo_and_nbdcopy_start_their_own_server() {
     let out = dir.path().join("out.img");
     run("nbdcopy", ["--", "[", MEMDEV, "serve", path, "]", out.to_str().expect("text")]);
     assert_same(&out, &image.path);
+}
+
+/// A plain name is a private copy for each connection: several behind one copying would mix them up. nbdcopy looks at
+/// CAN_MULTI_CONN before it makes more than one.
+#[test]
+fn nbdcopy_makes_several_connections_only_to_a_named_session() {
+    let dir = scratch();
+    let image = Image::random(dir.path().join("disk.img"), 64 * MIB, 4);
+    let other = Image::random(dir.path().join("other.img"), 64 * MIB, 5);
+    let before = image.fingerprint();
+    let server = Server::of(&image);
+    let door = Door::new(dir.path(), &server);
+    let copy = dir.path().join("copy.img");
+    let several = ["--connections=4", "--threads=4"];
+    let copy = copy.to_str().expect("text");
+
+    run("nbdcopy", several.into_iter().chain([door.uri("disk").as_str(), copy]));
+    assert_eq!(door.connections(), 1, "to a private copy");
+    assert_same(&image.path, copy.as_ref());
+
+    // Out of a named session, and into it: four connections are one device. (One request at a time: nbdcopy 1.14 aborts
+    // by itself when it copies in with more.)
+    let session = door.uri("disk@one");
+    run("nbdcopy", several.into_iter().chain([session.as_str(), copy]));
+    assert_eq!(door.connections(), 4, "to a named session");
+    assert_same(&image.path, copy.as_ref());
+    let source = other.path.to_str().expect("text");
+    run("nbdcopy", several.into_iter().chain(["--requests=1", source, session.as_str()]));
+    assert_eq!(door.connections(), 4, "to a named session");
+    run("nbdcopy", several.into_iter().chain([session.as_str(), copy]));
+    assert_same(&other.path, copy.as_ref());
+    assert_eq!(image.fingerprint(), before);
+    server.stop();
 }

@@ -5,6 +5,7 @@ mod support;
 
 use std::path::Path;
 
+use interop_support::door::Door;
 use interop_support::{assert_same, attempt, run, said, uri};
 use serde_json::Value;
 use support::server::{Serve, scratch};
@@ -333,5 +334,22 @@ fn qemu_img_sees_what_the_session_wrote() {
         .map(|extent| extent["length"].as_u64().expect("a length"))
         .sum();
     assert_eq!(own, 76 * KIB);
+}
+
+/// A plain name is a private copy for each connection. qemu makes one for a device, however many requests it has under
+/// way at once.
+#[test]
+fn qemu_makes_one_connection() {
+    let dir = scratch();
+    let image = Image::random(dir.path().join("disk.img"), 32 * MIB, 6);
+    let server = Server::of(&image);
+    let door = Door::new(dir.path(), &server);
+    let copy = dir.path().join("copy.img");
+    for export in ["disk", "disk@one"] {
+        let uri = door.uri(export);
+        run("qemu-img", ["convert", "-m", "16", "-W", "-f", "raw", "-O", "raw", &uri, text(&copy)]);
+        assert_eq!(door.connections(), 1, "{export}");
+        assert_same(&image.path, &copy);
+    }
     server.stop();
 }

@@ -5,7 +5,9 @@
 // Every interop test binary compiles this module and uses its own part of it.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod door;
 pub mod mounted;
+pub mod vm;
 
 use std::ffi::OsStr;
 use std::path::Path;

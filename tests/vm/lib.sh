@@ -1,0 +1,65 @@
+# shellcheck shell=sh
+# What the jobs in this folder share. Sourced in the guest, from /lib.sh.
+
+# Every attached device is attached by these: nbd-client's words, and what it is to be afterwards.
+DEVICE=${DEVICE-/dev/nbd0}
+SIZE=${SIZE-}
+
+fail() {
+    echo "FAILED: $*"
+    exit 1
+}
+
+# step WORDS...: says what follows, with the time since boot.
+step() {
+    read -r now _ </proc/uptime
+    echo "== $now s: $*"
+}
+
+# wait_for SECONDS COMMAND...: until the command succeeds.
+wait_for() {
+    end=$(($(date +%s) + $1))
+    shift
+    until "$@"; do
+        [ "$(date +%s)" -lt "$end" ] || return 1
+        sleep 0.1
+    done
+}
+
+sysfs() { cat "/sys/block/${DEVICE#/dev/}/$1"; }
+has_size() { [ "$(blockdev --getsize64 "$DEVICE")" = "$SIZE" ]; }
+let_go() { [ ! -e "/sys/block/${DEVICE#/dev/}/pid" ] && [ "$(blockdev --getsize64 "$DEVICE")" = 0 ]; }
+
+# attach WORDS...: nbd-client with these words, whose place for the device is left out: the way to the server first, in
+# $SERVER. It may return before the device has its size.
+attach() {
+    # shellcheck disable=SC2086  # host and port, or -unix and a path
+    nbd-client $SERVER "$DEVICE" "$@" >/run/nbd-client.log 2>&1 || {
+        cat /run/nbd-client.log
+        fail "nbd-client $SERVER $DEVICE $*"
+    }
+    wait_for 30 has_size || fail "$DEVICE has $(blockdev --getsize64 "$DEVICE") bytes, not $SIZE"
+}
+
+# detach: until the kernel has let go.
+detach() {
+    nbd-client -d "$DEVICE" >/run/nbd-client.log 2>&1 || {
+        cat /run/nbd-client.log
+        fail "nbd-client -d $DEVICE"
+    }
+    wait_for 30 let_go || fail "the kernel keeps $DEVICE"
+}
+
+# forget: what was read before is read again from the server.
+forget() {
+    blockdev --flushbufs "$DEVICE"
+    echo 3 >/proc/sys/vm/drop_caches
+}
+
+# refused COMMAND...: it must fail.
+refused() {
+    if "$@" >/run/refused.log 2>&1; then
+        cat /run/refused.log
+        fail "this was not refused: $*"
+    fi
+}
