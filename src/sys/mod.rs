@@ -14,6 +14,7 @@
 
 mod arena;
 pub(crate) mod filter;
+pub(crate) mod heap;
 pub(crate) mod inherited;
 mod mapping;
 pub mod peer;

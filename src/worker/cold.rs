@@ -2,6 +2,7 @@
 
 use super::Shared;
 use super::mailbox::Message;
+use crate::sys;
 use crate::transmission::Warm;
 use crossbeam::channel::Receiver;
 use std::sync::atomic::Ordering;
@@ -58,13 +59,21 @@ pub(super) fn warm(orders: &Receiver<Order>, shared: &Shared) {
     }
 }
 
-/// The watcher's life: as long as somebody is connected, looks which pages of the images the kernel has dropped.
+/// The watcher's life: as long as somebody is connected, looks which pages of the images the kernel has dropped; when a
+/// crowd has gone, gives back what the allocator held for it.
 pub(super) fn watch(shared: &Shared) {
+    let (mut most, mut last) = (0, 0);
     while !shared.stopping.load(Ordering::Acquire) {
         std::thread::park_timeout(Duration::from_secs(1));
-        let busy = shared.mailboxes.iter().any(|mailbox| mailbox.load().load(Ordering::Relaxed) > 0);
-        if busy {
+        let connections = shared.mailboxes.iter().map(|mailbox| mailbox.load().load(Ordering::Relaxed)).sum();
+        if connections > 0 {
             shared.registry.sources().iter().for_each(|source| source.latest().recheck_residency());
         }
+        // Not while they come and go: it takes a while, and others who allocate wait for it.
+        if connections < most && connections == last {
+            sys::heap::trim();
+            most = connections;
+        }
+        (most, last) = (most.max(connections), connections);
     }
 }
