@@ -212,7 +212,7 @@ fn an_image_that_comes_to_lie_elsewhere_is_not_found() {
     assert_serves(&server, &image);
     let kept =
         |line: &String| line.contains("keeping the image as it was") && line.contains("ermission denied");
-    assert!(server.log().iter().any(kept), "{:?}", server.log());
+    wait_until("the log says so", || server.log().iter().any(kept));
 }
 
 #[test]
