@@ -139,15 +139,10 @@ class NbdServer(Server):
 
     def command(self, run, images):
         unix = f"unixsock = {run.socket}\n" if run.transport == "unix" else ""
-        tls = ""
-        if run.transport == "tls":
-            folder = run.certificates()
-            tls = f"certfile = {folder}/server-cert.pem\nkeyfile = {folder}/server-key.pem\n"
-            tls += f"cacertfile = {folder}/ca-cert.pem\nforce_tls = true\n"
         run.pid_file = run.scratch / "pid"
         config = run.scratch / "config"
         config.write_text(
-            f"[generic]\nlistenaddr = 127.0.0.1\nport = {run.port}\n{unix}{tls}"
+            f"[generic]\nlistenaddr = 127.0.0.1\nport = {run.port}\n{unix}"
             f"[{EXPORT}]\nexportname = {images[0][1]}\ncopyonwrite = true\ncowdir = {run.overlay}\n"
         )
         return ["nbd-server", "-C", config, "-p", run.pid_file]
