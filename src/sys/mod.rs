@@ -15,6 +15,7 @@
 mod arena;
 pub(crate) mod filter;
 pub(crate) mod inherited;
+mod ledger;
 mod mapping;
 pub mod peer;
 mod span;
