@@ -11,6 +11,7 @@ pub mod net;
 pub mod overlay;
 pub mod proto;
 pub mod session;
+mod sync;
 pub mod sys;
 pub mod transmission;
 pub mod worker;

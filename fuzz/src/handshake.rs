@@ -5,12 +5,13 @@
 //! ```
 //!
 //! Knobs: bit 0 withholds structured replies, bit 1 the flag NO_ZEROES, bit 2 shuts the server down, bit 3 withholds
-//! extended headers. Cuts: from which the lengths of the random pieces follow.
+//! extended headers, bit 4 offers TLS and bit 5 demands it. Cuts: from which the lengths of the random pieces follow. What
+//! follows a STARTTLS that was granted is taken for what came through TLS.
 
 use std::cell::Cell;
 
 use memdev::handshake::{
-    BlockSizes, Environment, ExportInfo, Handshake, Knobs, Negotiated, Progress, Refusal,
+    BlockSizes, Environment, ExportInfo, Handshake, Knobs, Negotiated, Progress, Refusal, TlsPolicy,
 };
 use memdev::proto::{
     EXPORT_NAME_PADDING, ExportNameReply, OptionHeader, OptionReplyHeader, TransmissionFlags,
@@ -81,6 +82,14 @@ pub fn body(data: &[u8]) {
     assert_eq!(talk(knobs, client, random_lengths(cuts)), whole, "cut at random is as in one");
 }
 
+pub(crate) fn tls_policy(knobs: u8) -> TlsPolicy {
+    match knobs >> 4 & 3 {
+        0 => TlsPolicy::Off,
+        1 => TlsPolicy::Allow,
+        _ => TlsPolicy::Require,
+    }
+}
+
 fn random_lengths(seed: u16) -> impl Iterator<Item = usize> {
     let mut state = u32::from(seed) | 0x1_0000;
     std::iter::repeat_with(move || {
@@ -97,6 +106,7 @@ fn talk(knobs: u8, client: &[u8], lengths: impl IntoIterator<Item = usize>) -> T
         structured_replies: knobs & 1 == 0,
         handshake_flags_mask: if knobs & 2 == 0 { u16::MAX } else { 1 },
         extended_headers: knobs & 8 == 0,
+        tls: tls_policy(knobs),
         ..Knobs::default()
     });
     if knobs & 4 != 0 {
@@ -104,19 +114,27 @@ fn talk(knobs: u8, client: &[u8], lengths: impl IntoIterator<Item = usize>) -> T
     }
     let mut lengths = lengths.into_iter();
     let (mut output, mut taken) = (Vec::new(), 0);
+    let mut secure = false;
     let progress = loop {
         let rest = &client[taken..];
         let piece = &rest[..rest.len().min(lengths.next().unwrap_or(usize::MAX))];
         let (consumed, progress) = handshake.receive(&world, piece, &mut output);
         taken += consumed;
-        if !matches!(progress, Progress::More) {
-            break progress;
+        match progress {
+            Progress::More => assert_eq!(consumed, piece.len(), "more is wanted, so everything was taken"),
+            Progress::StartTls => {
+                assert!(!secure && tls_policy(knobs) != TlsPolicy::Off, "TLS is to be had, once");
+                secure = true;
+            }
+            progress => break progress,
         }
-        assert_eq!(consumed, piece.len(), "more is wanted, so everything was taken");
         if taken == client.len() {
-            break progress;
+            break Progress::More;
         }
     };
+    if !secure && tls_policy(knobs) == TlsPolicy::Require {
+        assert!(!matches!(progress, Progress::Ready { .. }), "nothing is to be had in plain text");
+    }
     let ending = match progress {
         Progress::More | Progress::StartTls => Ending::More,
         Progress::Closed => Ending::Closed(handshake.close_reason().expect("a reason").to_string()),

@@ -4,13 +4,26 @@
 //! a module here, three lines in `fuzz_targets/`, a `[[bin]]`, and seeds in `seeds/<target>/`, named by what they hold;
 //! `tools/fuzz` and the test find it by its seeds.
 
+pub mod arguments;
+pub mod client;
+pub mod conversation;
 pub mod handshake;
 pub mod option;
 pub mod request;
+pub mod steps;
+pub mod uri;
 
 /// What a target does with one input.
 pub type Body = fn(&[u8]);
 
 /// Every target by its name.
-pub const TARGETS: &[(&str, Body)] =
-    &[("handshake", handshake::body), ("option", option::body), ("request", request::body)];
+pub const TARGETS: &[(&str, Body)] = &[
+    ("arguments", arguments::body),
+    ("client", client::body),
+    ("conversation", conversation::body),
+    ("handshake", handshake::body),
+    ("option", option::body),
+    ("request", request::body),
+    ("steps", steps::body),
+    ("uri", uri::body),
+];

@@ -1,5 +1,7 @@
 //! The transmission phase from the client's side: one request at a time.
 
+use std::collections::BTreeMap;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::proto::{
     BlockSizes, CHUNK_HEADER_SIZE, Chunk, ChunkHeader, Command, CommandFlags, Cookie, DEFAULT_MAX_PAYLOAD,
@@ -191,7 +193,7 @@ impl Client {
                     answer.fail(header.error, "", None);
                     if header.error == 0 {
                         self.socket.receive(answer.buffer)?;
-                        answer.received = answer.buffer.len();
+                        answer.missing.clear();
                     }
                     return answer.finish();
                 }
@@ -261,24 +263,30 @@ impl Client {
 struct Answer<'a> {
     request: Request,
     buffer: &'a mut [u8],
-    received: usize,
+    /// The parts of the buffer that have not come: where each begins and ends.
+    missing: BTreeMap<usize, usize>,
     extents: Vec<Extent>,
     error: Option<Error>,
 }
 
 impl<'a> Answer<'a> {
     fn new(request: &Request, buffer: &'a mut [u8]) -> Self {
-        Self { request: *request, buffer, received: 0, extents: Vec::new(), error: None }
+        let missing = if buffer.is_empty() { BTreeMap::new() } else { BTreeMap::from([(0, buffer.len())]) };
+        Self { request: *request, buffer, missing, extents: Vec::new(), error: None }
     }
 
-    /// The part of the buffer for the `length` bytes at `offset` of the export.
+    /// The part of the buffer for the `length` bytes at `offset` of the export: one that was asked for and has not come yet,
+    /// since what comes twice is likely to be missing elsewhere.
     fn part(&mut self, offset: u64, length: u32) -> Result<&mut [u8]> {
-        let out_of_range = || broken("sends data that was not asked for");
+        let out_of_range = || broken("sends data that was not asked for, or twice");
         let start = offset.checked_sub(self.request.offset).and_then(|start| usize::try_from(start).ok());
         let length = usize::try_from(length).ok();
         let (start, length) = start.zip(length).ok_or_else(out_of_range)?;
         let end = start.checked_add(length).ok_or_else(out_of_range)?;
-        self.received = self.received.saturating_add(length);
+        let gap = self.missing.range(..=start).next_back().map(|(&first, &last)| (first, last));
+        let (first, last) = gap.filter(|&(_, last)| start < end && end <= last).ok_or_else(out_of_range)?;
+        self.missing.remove(&first);
+        self.missing.extend([(first, start), (end, last)].into_iter().filter(|(first, last)| first < last));
         self.buffer.get_mut(start..end).ok_or_else(out_of_range)
     }
 
@@ -308,9 +316,7 @@ impl<'a> Answer<'a> {
     fn finish(self) -> Result<Vec<Extent>> {
         match self.error {
             Some(error) => Err(error),
-            None if self.received != self.buffer.len() => {
-                Err(broken("sends less or more data than was asked for"))
-            }
+            None if !self.missing.is_empty() => Err(broken("sends less data than was asked for")),
             None if self.request.command == Command::BlockStatus && self.extents.is_empty() => {
                 Err(broken("tells of no extent"))
             }

@@ -6,6 +6,7 @@
 
 use super::Outcome;
 use crate::error::ErrorKind;
+use crate::sync;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,7 +16,7 @@ pub struct Budget {
     limit: u64,
     data: AtomicU64,
     map: AtomicU64,
-    pinned: AtomicU64,
+    pinned: sync::atomic::AtomicU64,
     /// So much that is pinned is not held against the limit.
     pinned_margin: u64,
     parent: Option<Arc<Budget>>,
@@ -46,8 +47,8 @@ impl Budget {
     }
 
     fn empty(limit: u64, pinned_margin: u64, parent: Option<Arc<Self>>) -> Self {
-        let [data, map, pinned] = [const { AtomicU64::new(0) }; 3];
-        Self { limit, data, map, pinned, pinned_margin, parent }
+        let [data, map] = [const { AtomicU64::new(0) }; 2];
+        Self { limit, data, map, pinned: sync::atomic::AtomicU64::new(0), pinned_margin, parent }
     }
 
     /// Bytes of data held.
@@ -157,7 +158,7 @@ impl Drop for Budget {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

@@ -4,13 +4,14 @@
 //! full one four bytes a block. The `zero` plane is there only where something was zeroed: most leaves are just written.
 
 use super::Content;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard, load_locked};
 use crate::sys::Slot;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
-/// Blocks in a leaf.
-pub(super) const LEAF_BLOCKS: usize = 512;
+/// Blocks in a leaf. For loom, which looks at every word of its planes, fewer.
+pub(super) const LEAF_BLOCKS: usize = if cfg!(loom) { 128 } else { 512 };
 const WORDS: usize = LEAF_BLOCKS / 64;
 
 /// What the overlay knows of a block.
@@ -54,7 +55,8 @@ impl Leaf {
 
     pub(super) fn all_zero() -> Self {
         let contents = Contents { zero: Some(Box::new([u64::MAX; WORDS])), slots: Vec::new() };
-        Self { present: [const { AtomicU64::new(u64::MAX) }; WORDS], contents: Mutex::new(contents) }
+        let present = std::array::from_fn(|_| AtomicU64::new(u64::MAX));
+        Self { present, contents: Mutex::new(contents) }
     }
 
     pub(super) fn lock(&self) -> Locked<'_> {
@@ -135,8 +137,7 @@ fn first_one(from: usize, word: impl Fn(usize) -> u64) -> usize {
 
 impl Locked<'_> {
     fn present(&self, word: usize) -> u64 {
-        // It only changes under the lock that is held here, so a Relaxed read sees the newest value.
-        self.present[word].load(Ordering::Relaxed)
+        load_locked(&self.present[word])
     }
 
     fn zero(&self, word: usize) -> u64 {
@@ -219,7 +220,7 @@ impl Locked<'_> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use crate::sys::Arena;

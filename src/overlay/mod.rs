@@ -30,11 +30,12 @@ pub use leaf::State;
 pub use pool::{Magazine, Pool, Staging};
 
 use crate::error::ErrorKind;
+use crate::sync::{RwLock, RwLockReadGuard};
 use crate::sys::Slot;
 use leaf::{LEAF_BLOCKS, Leaf, Locked};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError};
 
 /// The overlay's unit, in bytes: a power of two from 4 KiB to 1 MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -494,5 +495,7 @@ pub fn is_zero(data: &[u8]) -> bool {
     words.iter().all(|chunk| *chunk == [0; 32]) && rest.iter().all(|&byte| byte == 0)
 }
 
-#[cfg(test)]
+#[cfg(all(test, loom))]
+mod interleavings;
+#[cfg(all(test, not(loom)))]
 mod tests;

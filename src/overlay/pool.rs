@@ -11,20 +11,21 @@
 
 use super::{BlockSize, Budget, Outcome};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::sys::{Arena, Slot};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-/// Bytes in a chunk: a huge page.
-const CHUNK: u32 = 2 << 20;
+/// Bytes in a chunk: a huge page. For loom, which keeps an account of every slot, two blocks.
+const CHUNK: u32 = if cfg!(loom) { 8 << 10 } else { 2 << 20 };
 /// Bytes of slots that a magazine takes or gives at a time.
-const MAGAZINE: usize = 256 << 10;
+const MAGAZINE: usize = if cfg!(loom) { 4 << 10 } else { 256 << 10 };
 /// The most chunks that are kept ready ahead of need.
 const MOST_RESERVE: u32 = 16;
 /// Bytes of block memory beyond the budget, at least: for what is pinned within its margin, and for payloads on their way.
-const SLACK: u64 = 2 * Budget::TOTAL_PINNED_MARGIN;
+const SLACK: u64 = if cfg!(loom) { 8 << 10 } else { 2 * Budget::TOTAL_PINNED_MARGIN };
 /// Bytes of dirty slots that are wiped in one go, without looking at anything else.
 const WIPE_AT_ONCE: usize = 8 << 20;
 
@@ -358,16 +359,17 @@ impl Pool {
         self.work.notify_all();
     }
 
-    /// Slots that are neither free nor waiting to be wiped.
-    #[cfg(test)]
-    pub(super) fn slots_in_use(&self) -> u64 {
+    /// Slots that are neither free nor waiting to be wiped, those of magazines included.
+    #[cfg(any(test, fuzzing))]
+    #[must_use]
+    pub fn slots_in_use(&self) -> u64 {
         let state = self.lock();
         let present = state.chunks.len() as u64 - state.absent.len() as u64;
         present * u64::from(self.slots_per_chunk) - state.free - state.dirty.len() as u64
     }
 
     /// Whether everything that came back in bulk is wiped by now.
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub(super) fn is_wiped(&self) -> bool {
         self.lock().dirty.is_empty()
     }
@@ -461,7 +463,7 @@ impl Drop for Magazine {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

@@ -16,9 +16,10 @@
 //! that could be read through or shared. A slot must be used with the arena that made it, and only the pool may wipe and
 //! discard: so these calls are for this crate alone, whose overlay and transmission each know of one arena per server.
 
+use super::ledger::Ledger;
+use crate::sync::atomic::{Ordering, fence};
 use memmap2::{Advice, MmapOptions, MmapRaw, UncheckedAdvice};
 use std::io;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 /// One counted handle on the memory of one slot. Not released by dropping: hand it to `Arena::release`.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -77,7 +78,7 @@ pub struct Arena {
     memory: MmapRaw,
     // Bytes from the start of the mapping to the first slot, so that chunks are aligned for huge pages.
     lead: usize,
-    counts: MmapRaw,
+    ledger: Ledger,
     slot_size: usize,
     slots: u32,
 }
@@ -102,8 +103,7 @@ impl Arena {
         // Not every kernel has huge pages; without them there are more page faults, on a helper thread.
         let _ = memory.advise(Advice::HugePage);
         let lead = memory.as_ptr().align_offset(ALIGNMENT);
-        let counts = MmapOptions::new().len(count * size_of::<AtomicU32>()).no_reserve_swap().map_anon()?;
-        Ok(Self { memory, lead, counts: counts.into(), slot_size, slots })
+        Ok(Self { memory, lead, ledger: Ledger::new(slots)?, slot_size, slots })
     }
 
     /// Bytes in a slot.
@@ -118,14 +118,6 @@ impl Arena {
         self.slots
     }
 
-    fn count(&self, number: u32) -> &AtomicU32 {
-        assert!(number < self.slots, "slot outside the arena");
-        let address = self.counts.as_ptr().cast::<AtomicU32>().wrapping_add(number as usize);
-        // SAFETY: `counts` has one aligned, zero-initialised u32 for every number below `slots` (just checked), lives
-        // as long as `self`, and is reached through this function only, so always as an atomic.
-        unsafe { &*address }
-    }
-
     fn address(&self, number: u32) -> *mut u8 {
         self.memory.as_mut_ptr().wrapping_add(self.lead + number as usize * self.slot_size)
     }
@@ -135,7 +127,7 @@ impl Arena {
     /// # Panics
     /// If a handle of it exists already.
     pub(crate) fn adopt(&self, number: u32) -> Slot {
-        let taken = self.count(number).swap(1, Ordering::Relaxed);
+        let taken = self.ledger.count(number).swap(1, Ordering::Relaxed);
         assert_eq!(taken, 0, "slot adopted twice");
         Slot(number)
     }
@@ -143,7 +135,7 @@ impl Arena {
     /// A second handle on the same memory.
     pub(crate) fn share(&self, slot: &Slot) -> Slot {
         // As for `Arc`: a new handle can only come from an existing one, so no ordering is needed.
-        let before = self.count(slot.0).fetch_add(1, Ordering::Relaxed);
+        let before = self.ledger.count(slot.0).fetch_add(1, Ordering::Relaxed);
         assert!(before < u32::MAX / 2, "too many handles on one slot");
         Slot(slot.0)
     }
@@ -152,10 +144,12 @@ impl Arena {
     /// wipe and to adopt again.
     #[must_use]
     pub(crate) fn release(&self, slot: Slot) -> Option<u32> {
-        let count = self.count(slot.0);
+        // For as long as the handle was there.
+        self.ledger.note_reading(slot.0..slot.0 + 1);
+        let count = self.ledger.count(slot.0);
         // As for `Arc`: the last holder must see every write that was made through the others.
         if count.fetch_sub(1, Ordering::Release) == 1 {
-            std::sync::atomic::fence(Ordering::Acquire);
+            fence(Ordering::Acquire);
             Some(slot.0)
         } else {
             None
@@ -165,7 +159,7 @@ impl Arena {
     /// Whether this is the only handle on its memory.
     #[must_use]
     pub(crate) fn is_unique(&self, slot: &mut Slot) -> bool {
-        self.count(slot.0).load(Ordering::Acquire) == 1
+        self.ledger.count(slot.0).load(Ordering::Acquire) == 1
     }
 
     /// The slot's bytes.
@@ -184,6 +178,7 @@ impl Arena {
     fn borrow<'a>(&'a self, first: &'a Slot, count: u32) -> &'a [u8] {
         let left = self.slots.checked_sub(first.0).expect("slots outside the arena");
         assert!(count > 0 && count <= left, "slots outside the arena");
+        self.ledger.note_reading(first.0..first.0 + count);
         let len = self.slot_size * count as usize;
         // SAFETY: the range lies in `memory` (just checked), which is initialised (anonymous memory is zeroes) and
         // lives as long as `self`. While the caller holds handles on these slots nobody has `&mut` to them: that
@@ -197,6 +192,7 @@ impl Arena {
         if !self.is_unique(slot) {
             return None;
         }
+        self.ledger.note_writing(slot.0..slot.0 + 1);
         // SAFETY: in bounds and initialised as in `borrow`. The count is 1 and `slot`, the one handle, is borrowed
         // exclusively for the result's life, so nobody else can read these bytes or make a handle to.
         Some(unsafe { std::slice::from_raw_parts_mut(self.address(slot.0), self.slot_size) })
@@ -220,8 +216,10 @@ impl Arena {
     /// If a handle on one of them exists.
     pub(crate) fn discard(&self, first: u32, count: u32) -> io::Result<()> {
         let (offset, len) = self.extent(first, count);
-        let free = (first..first + count).all(|number| self.count(number).load(Ordering::Acquire) == 0);
+        let free =
+            (first..first + count).all(|number| self.ledger.count(number).load(Ordering::Acquire) == 0);
         assert!(free, "memory of a slot in use given back");
+        self.ledger.note_writing(first..first + count);
         // SAFETY: no handle on these slots exists (just checked; the pool, which calls this, is the only one that
         // adopts them, and does not do both at once), so no reference to the bytes does either.
         unsafe { self.memory.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, len) }
@@ -233,8 +231,10 @@ impl Arena {
     /// If a handle on one of them exists.
     pub(crate) fn wipe(&self, first: u32, count: u32) {
         let (_, len) = self.extent(first, count);
-        let free = (first..first + count).all(|number| self.count(number).load(Ordering::Acquire) == 0);
+        let free =
+            (first..first + count).all(|number| self.ledger.count(number).load(Ordering::Acquire) == 0);
         assert!(free, "a slot in use wiped");
+        self.ledger.note_writing(first..first + count);
         // SAFETY: in bounds, and free as in `discard`. The compiler cannot drop the write: the memory is a mapping
         // that it knows nothing about.
         unsafe { self.address(first).write_bytes(0, len) }

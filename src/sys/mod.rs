@@ -16,6 +16,7 @@ mod arena;
 pub(crate) mod filter;
 pub(crate) mod heap;
 pub(crate) mod inherited;
+mod ledger;
 mod mapping;
 pub mod peer;
 mod span;
