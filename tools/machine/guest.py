@@ -101,8 +101,9 @@ class Machine:
 
     def _command(self, qemu: str, work: Path) -> list[str]:
         append = "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on tsc=reliable "
-        # On a busy machine the timer may seem not to work when it is tried, and the kernel would panic.
-        append += "no_timer_check " + self.append
+        # On a busy machine the timer may seem not to work when it is tried, and the kernel would panic; and what the
+        # kernel measures of the processor's clock may be wrong by far, so that ten of its seconds are one.
+        append += "no_timer_check clocksource=acpi_pm " + self.append
         drives = []
         for uri in self.drives:
             # A comma would begin qemu's next option.
