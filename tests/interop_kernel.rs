@@ -9,8 +9,8 @@ mod support;
 use std::fs;
 use std::path::Path;
 
-use interop_support::run;
 use interop_support::vm::{Meeting, Vm, failure, turn};
+use interop_support::{run, uri};
 use support::server::{Serve, scratch};
 use support::{Image, MIB, Server};
 
@@ -186,20 +186,29 @@ fn two_machines_boot_from_one_image_and_change_it_each_for_itself() {
     let before = image.fingerprint();
     let server = Serve::image(&image).tcp().args(["--linger", "1h"]).start();
     let meeting = Meeting::new(dir.path().join("meeting"));
+    let port = server.tcp_address().rsplit(':').next().expect("an address has a port").to_owned();
     let machine = |kernel: &str, name: &str, export: &str, fresh: &str, boot: &str| {
-        Vm::job(kernel, "boot.sh")
-            .port("PORT", &server)
+        let vm = Vm::job(kernel, "boot.sh")
+            .env("PORT", &port)
             .env("SIZE", image.size)
             .env("NAME", name)
             .env("EXPORT", export)
             .env("FRESH", fresh)
             .env("BOOT", boot)
             .call("together", &meeting.command(name))
-            .option("--time-limit", "500")
-            .start()
+            .option("--time-limit", "500");
+        let script = Path::new("/usr/share/initramfs-tools/scripts/local-top/nbd");
+        let vm = if kernel == "6.1" {
+            let append = format!("root=/dev/nbd0 nbdroot=10.0.2.2:{port}/{export}");
+            vm.env("HOW", "debian").add(script, "/nbd-script").option("--append", append)
+        } else {
+            vm.env("HOW", "client")
+        };
+        vm.start()
     };
 
-    // One in a session of one connection, one in a named session: for a machine they are the same.
+    // One in a session of one connection, one in a named session: for a machine they are the same. The second attaches
+    // its root as Debian's initramfs does.
     let mut machines = [
         ("machine-a", machine("6.12", "machine-a", "root", "yes", "yes")),
         ("machine-b", machine("6.1", "machine-b", "root@machine-b", "yes", "yes")),
@@ -218,6 +227,43 @@ fn two_machines_boot_from_one_image_and_change_it_each_for_itself() {
     machine("6.12", "machine-a", "root", "yes", "no").succeed();
     machine("6.12", "machine-b", "root", "yes", "no").succeed();
     machine("6.12", "machine-b", "root@machine-b", "no", "no").succeed();
+    assert_eq!(image.fingerprint(), before);
+    server.stop();
+}
+
+#[test]
+fn eight_roots_on_one_host() {
+    let _turn = turn();
+    let dir = scratch();
+    let image = cold_root(dir.path());
+    let before = image.fingerprint();
+    let server = tcp_server(&image);
+    Vm::job("6.12", "roots.sh").port("PORT", &server).env("SIZE", image.size).succeed();
+    assert_eq!(image.fingerprint(), before);
+    server.stop();
+}
+
+/// No NBD in the guest: its disk is a session that qemu attaches.
+#[test]
+fn a_machine_has_a_session_as_its_disk() {
+    let _turn = turn();
+    let dir = scratch();
+    let image = Image::empty(dir.path().join("disk.img"), 256 * MIB);
+    run("mkfs.ext4", ["-q".as_ref(), "-F".as_ref(), image.path.as_os_str()]);
+    let before = image.fingerprint();
+    let server = Serve::image(&image).args(["--linger", "1h"]).start();
+    let machine = |export: &str, round: &str, options: &str| {
+        Vm::job("6.12", "drive.sh")
+            .option("--drive", uri(&server, export))
+            .env("ROUND", round)
+            .env("MOUNT_OPTIONS", options)
+            .env("SIZE", image.size)
+            .call_memory(&server)
+            .succeed();
+    };
+    machine("disk@machine", "1", "rw");
+    machine("disk@machine", "2", "ro");
+    machine("disk", "fresh", "ro");
     assert_eq!(image.fingerprint(), before);
     server.stop();
 }

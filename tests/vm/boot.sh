@@ -2,12 +2,28 @@
 # A machine whose root is /dev/nbd0: Debian, with systemd, up to multi-user and off again. Two of them run at once on one
 # image; each changes its root, and neither finds what the other changed, nor what anybody changed before.
 #
-# $EXPORT: what to attach. $NAME: this machine's name. $FRESH: whether its root must be the image; else it must be the
+# $EXPORT: what to attach. $HOW: by nbd-client, or by the script of Debian's initramfs, /nbd-script, which finds the way on
+# the kernel's command line. $NAME: this machine's name. $FRESH: whether its root must be the image; else it must be the
 # machine's own. $BOOT: whether to go on. on-host together: returns when both machines have called it.
 # shellcheck source=lib.sh
 . /lib.sh
 SERVER="$HOST $PORT"
-attach -N "$EXPORT"
+case $HOW in
+client) attach -N "$EXPORT" ;;
+debian)
+    # Of initramfs-tools no more than what the script calls; the network is up.
+    mkdir /scripts
+    cat >/scripts/functions <<'END'
+log_begin_msg() { echo "$*"; }
+log_failure_msg() { echo "$*"; }
+wait_for_udev() { :; }
+configure_networking() { :; }
+modprobe() { :; }
+END
+    NBDCLIENT=nbd-client sh /nbd-script || fail "the script of Debian's initramfs"
+    wait_for 30 has_size || fail "the script of Debian's initramfs attached nothing"
+    ;;
+esac
 # As a diskless client's initramfs would: mount, and leave the rest to the root's own init.
 mount "$DEVICE" /sysroot || fail "mount"
 found=$(cd /sysroot/etc && echo changed-by-*)

@@ -68,6 +68,7 @@ class Machine:
     archive: bytes
     memory: str = "512M"
     append: str = ""
+    drives: list[str] = field(default_factory=list)
     passages: Passages = field(default_factory=Passages)
     time_limit: float = 300
     hang_limit: float = 60
@@ -100,8 +101,13 @@ class Machine:
 
     def _command(self, qemu: str, work: Path) -> list[str]:
         append = "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on tsc=reliable "
-        # On a busy machine the timer may seem not to work when it is tried, and the kernel would panic.
-        append += "no_timer_check " + self.append
+        # On a busy machine the timer may seem not to work when it is tried, and the kernel would panic; and what the
+        # kernel measures of the processor's clock may be wrong by far, so that ten of its seconds are one.
+        append += "no_timer_check clocksource=acpi_pm " + self.append
+        drives = []
+        for uri in self.drives:
+            # A comma would begin qemu's next option.
+            drives += ["-drive", f"file={uri.replace(',', ',,')},format=raw,if=virtio,discard=unmap,detect-zeroes=unmap"]
         return [
             qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "pc", "-cpu", "max",
             # More processors would be slower: they are all emulated.
@@ -109,7 +115,7 @@ class Machine:
             "-kernel", str(self.kernel.image), "-initrd", str(work / "initramfs"), "-append", append.strip(),
             "-serial", "stdio", "-serial", f"file:{work / 'status'}",
             "-netdev", f"user,id=n0,ipv6=off{self.passages.options(work)}",
-            "-device", "virtio-net-pci,netdev=n0,romfile=", "-device", "virtio-rng-pci",
+            "-device", "virtio-net-pci,netdev=n0,romfile=", "-device", "virtio-rng-pci", *drives,
         ]  # fmt: skip
 
 
