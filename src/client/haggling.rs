@@ -77,7 +77,26 @@ impl Haggling {
         Self::begin(Socket::new(transport))
     }
 
-    fn begin(mut socket: Socket) -> Result<Self> {
+    /// The same over `transport`, without asking for structured replies: as the kernel's own client speaks.
+    ///
+    /// # Errors
+    /// As [`Haggling::connect`].
+    pub fn simple_over(transport: impl Read + Write + Send + 'static) -> Result<Self> {
+        Self::greet(Socket::new(transport))
+    }
+
+    fn begin(socket: Socket) -> Result<Self> {
+        let mut haggling = Self::greet(socket)?;
+        let answer = haggling.ask(OptionCode::StructuredReply, &[], |reply, _| Err(unexpected(reply)))?;
+        haggling.structured_replies = match answer {
+            Ok(()) => true,
+            Err(refusal) if refusal.reply == OptionReplyType::ErrTlsReqd => return Err(refusal.into()),
+            Err(_) => false,
+        };
+        Ok(haggling)
+    }
+
+    fn greet(mut socket: Socket) -> Result<Self> {
         let greeting = Greeting::parse(&socket.receive_array()?).map_err(|_| {
             Error::new(ErrorKind::Protocol, "This is no NBD server, or one of the oldstyle protocol")
         })?;
@@ -91,14 +110,7 @@ impl Haggling {
             flags = flags.union(ClientFlags::NO_ZEROES);
         }
         socket.send(&flags.bits().to_be_bytes())?;
-        let mut haggling = Self { socket, no_zeroes, structured_replies: false, contexts: Vec::new() };
-        let answer = haggling.ask(OptionCode::StructuredReply, &[], |reply, _| Err(unexpected(reply)))?;
-        haggling.structured_replies = match answer {
-            Ok(()) => true,
-            Err(refusal) if refusal.reply == OptionReplyType::ErrTlsReqd => return Err(refusal.into()),
-            Err(_) => false,
-        };
-        Ok(haggling)
+        Ok(Self { socket, no_zeroes, structured_replies: false, contexts: Vec::new() })
     }
 
     /// Whether the server agreed on structured replies.
