@@ -12,9 +12,7 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, IoSlice, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -25,9 +23,7 @@ use crate::net::Address;
 use crate::proto::{Command, CommandFlags, Cookie, Errno, Request, SIMPLE_REPLY_SIZE, SimpleReply};
 
 use super::haggling::{Export, Haggling};
-
-/// A server that takes longer to accept or to answer while it is greeted is taken for dead.
-const PATIENCE: Duration = Duration::from_secs(30);
+use super::socket::dial;
 
 /// A host that vanished is noticed after about this long, also with requests on their way.
 const HOST_PATIENCE: Duration = Duration::from_secs(30);
@@ -43,6 +39,9 @@ const BUFFER: usize = 64 << 10;
 pub fn open_simple(address: &Address, name: &str) -> Result<(OwnedFd, Export)> {
     let fd = dial(address)?;
     let cannot = |error: io::Error| Error::io("Cannot set up the connection to", error).on(address);
+    if let Address::Tcp { .. } = address {
+        watch_host(&fd).map_err(|errno| cannot(errno.into()))?;
+    }
     let transport = File::from(fd.try_clone().map_err(cannot)?);
     let haggling = Haggling::simple_over(transport).map_err(|error| error.on(format!("({address})")))?;
     let export = haggling.go(name)?.export().clone();
@@ -52,34 +51,8 @@ pub fn open_simple(address: &Address, name: &str) -> Result<(OwnedFd, Export)> {
     Ok((fd, export))
 }
 
-fn dial(address: &Address) -> Result<OwnedFd> {
-    let cannot = |error: io::Error| {
-        Error::io("Cannot connect to", error).on(address).advise("check that a server is running there")
-    };
-    let fd: OwnedFd = match address {
-        Address::Unix(path) => UnixStream::connect(path).map_err(cannot)?.into(),
-        Address::Tcp { host, port } => {
-            let mut result = Err(io::Error::new(io::ErrorKind::NotFound, "the host has no address"));
-            for addr in (host.as_str(), *port).to_socket_addrs().map_err(cannot)? {
-                result = TcpStream::connect_timeout(&addr, PATIENCE);
-                if result.is_ok() {
-                    break;
-                }
-            }
-            let stream = result.map_err(cannot)?;
-            stream.set_nodelay(true).map_err(cannot)?;
-            watch_host(&stream).map_err(|errno| cannot(errno.into()))?;
-            stream.into()
-        }
-    };
-    let limit = |timeout| sockopt::set_socket_timeout(&fd, timeout, Some(PATIENCE));
-    limit(sockopt::Timeout::Recv).map_err(|errno| cannot(errno.into()))?;
-    limit(sockopt::Timeout::Send).map_err(|errno| cannot(errno.into()))?;
-    Ok(fd)
-}
-
 /// A server whose host vanished sends no end: without this a device would wait for it for ever.
-fn watch_host(stream: &TcpStream) -> rustix::io::Result<()> {
+fn watch_host(stream: &OwnedFd) -> rustix::io::Result<()> {
     sockopt::set_socket_keepalive(stream, true)?;
     sockopt::set_tcp_keepidle(stream, HOST_PATIENCE / 3)?;
     sockopt::set_tcp_keepintvl(stream, HOST_PATIENCE / 6)?;
@@ -287,6 +260,7 @@ fn ended(error: io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::net::UnixStream;
     use std::sync::mpsc;
     use std::thread;
 

@@ -15,8 +15,10 @@
 mod arena;
 pub(crate) mod filter;
 pub(crate) mod inherited;
+pub(crate) mod loop_device;
 mod mapping;
 pub mod peer;
+pub mod process;
 mod span;
 pub(crate) mod tcp;
 pub(crate) mod vsock;
