@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags};
 use rustix::process::Signal;
-use serde_json::Value;
 
 use super::control::{self, Told};
 use super::fuse::disk::{Asked, Disk};
@@ -80,11 +80,13 @@ fn become_daemon() -> std::io::Result<OwnedFd> {
 struct Order {
     id: String,
     state: String,
-    /// The name of the file that the kernel will open.
-    file: String,
+    /// The name of the file that the kernel will open; without one, the kernel has the sockets itself.
+    file: Option<String>,
     /// `NAME@ID`, for an image.
     export: String,
+    export_is_served_here: bool,
     connections: u32,
+    memory: Option<u64>,
     read_only: bool,
     die_with_parent: bool,
     told: Option<Told>,
@@ -105,20 +107,24 @@ fn take_order(control: &OwnedFd) -> Result<Order> {
     let flag = |key: &str| value[key].as_bool().ok_or_else(bad);
     let mut descriptors = descriptors.into_iter();
     let mut next = || descriptors.next().ok_or_else(bad);
-    let (record, directory, requests) = (next()?, next()?, next()?);
+    let (record, directory) = (next()?, next()?);
+    let file = value["file"].as_str().map(str::to_owned);
+    let requests = file.is_some().then(&mut next).transpose()?;
     let image = flag("image")?.then(&mut next).transpose()?;
     Ok(Order {
         id: text("id")?,
         state: text("state")?,
-        file: text("file")?,
+        file,
         export: text("export")?,
+        export_is_served_here: image.is_some(),
         connections: value["connections"].as_u64().and_then(|n| u32::try_from(n).ok()).ok_or_else(bad)?,
+        memory: value["memory"].as_u64(),
         read_only: flag("read_only")?,
         die_with_parent: flag("die_with_parent")?,
         told: Told::from_json(&value["told"]),
         _record: record,
         directory,
-        requests: Some(requests),
+        requests,
         image,
         sockets: descriptors.collect(),
     })
@@ -133,7 +139,7 @@ impl Order {
         }
         // All of this is inherited by threads, and so comes before there are any. The budget is read from files that are
         // not to be seen any more afterwards.
-        let memory = default_budget();
+        let memory = self.memory.unwrap_or_else(default_budget);
         isolation::lock_memory();
         isolation::leave_mounts(Path::new(&self.state))?;
 
@@ -142,12 +148,17 @@ impl Order {
             None => None,
         };
         let told = self.told.ok_or_else(|| Error::new(ErrorKind::Invalid, "Nobody told what is served"))?;
-        self.answer_kernel(told, control)?;
+        let gone = match self.file.take().zip(self.requests.take()) {
+            Some((file, requests)) => self.answer_kernel(file, requests, told, control)?,
+            None => self.watch_kernel(told, control)?,
+        };
         if let Some(server) = server {
             // Wipes what the session held.
             server.stop()?;
         }
-        record::remove(self.directory.as_fd(), &self.id);
+        if gone {
+            record::remove(self.directory.as_fd(), &self.id);
+        }
         Ok(())
     }
 
@@ -180,9 +191,14 @@ impl Order {
         Ok(server)
     }
 
-    /// Answers the kernel until it wants nothing any more. If the command ends before it has kept the device, this process
-    /// ends at once.
-    fn answer_kernel(&mut self, told: Told, control: &mut Option<OwnedFd>) -> Result<()> {
+    /// Answers the kernel until it wants nothing any more, which means that the device is gone.
+    fn answer_kernel(
+        &mut self,
+        file: String,
+        requests: OwnedFd,
+        told: Told,
+        control: &mut Option<OwnedFd>,
+    ) -> Result<bool> {
         let failed = |error| Error::io("Cannot serve the file to the kernel", error);
         let ending = Arc::new(AtomicBool::new(false));
         let mut lanes = Vec::new();
@@ -199,35 +215,66 @@ impl Order {
             })?;
         }
         let threads = lanes.len();
-        let disk = Disk::new(self.file.clone(), told, self.read_only, lanes, Arc::clone(&ending));
+        let disk = Disk::new(file, told, self.read_only, lanes, Arc::clone(&ending));
         let mut config = fuser::Config::default();
         config.n_threads = Some(threads);
-        config.clone_fd = false;
-        let requests = self
-            .requests
-            .take()
-            .ok_or_else(|| Error::new(ErrorKind::Invalid, "There is no file to serve"))?;
         let session =
             fuser::Session::from_fd(disk, requests, fuser::SessionACL::All, config).map_err(failed)?;
         let session = spawn("requests", move || session.run())?;
 
-        let Some(command) = control.take() else {
-            return Err(failed(std::io::ErrorKind::NotConnected.into()));
-        };
-        control::send(command.as_fd(), &told.to_json(), &[]).map_err(failed)?;
-        let kept = control::receive(command.as_fd()).map_err(failed)?;
-        drop(command);
-        if kept.is_none_or(|(value, _): (Value, _)| value["kept"] != true) && !session.is_finished() {
-            // The command is gone. What it has made, if it came to that, is without a server now, and whoever attaches
-            // or detaches next frees it.
-            tracing::info!("Nobody keeps the device");
+        if !is_kept(control, told, &[])? && !session.is_finished() {
+            // What the command has made, if it came to that, is without a server now, and whoever attaches or detaches
+            // next frees it.
             std::process::exit(1);
         }
         match session.join() {
-            Ok(result) => result.map_err(failed),
-            Err(_) => Err(Error::new(ErrorKind::Io, "A thread of the daemon had failed")),
+            Ok(result) => result.map_err(failed)?,
+            Err(_) => return Err(Error::new(ErrorKind::Io, "A thread of the daemon had failed")),
         }
+        Ok(true)
     }
+
+    /// Lets the kernel have the sockets, and waits until all of them have come to their end: the server's, or that of the
+    /// device. Which of the two it was cannot be told from here.
+    fn watch_kernel(&mut self, told: Told, control: &mut Option<OwnedFd>) -> Result<bool> {
+        let failed = |error: rustix::io::Errno| Error::io("Cannot watch the connections", error);
+        // To a server of its own the daemon has connected, else the command.
+        let made = if self.export_is_served_here { &self.sockets[..] } else { &[] };
+        if !is_kept(control, told, made)? {
+            for socket in &self.sockets {
+                // The kernel may have them already: then its device fails every request from now on.
+                let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
+            }
+            std::process::exit(1);
+        }
+        while !self.sockets.is_empty() {
+            let watched = PollFlags::RDHUP;
+            let mut all: Vec<_> = self.sockets.iter().map(|socket| PollFd::new(socket, watched)).collect();
+            match rustix::event::poll(&mut all, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(failed(error)),
+            }
+            let ended: Vec<_> = all.iter().map(|fd| !fd.revents().is_empty()).collect();
+            let mut ended = ended.into_iter();
+            self.sockets.retain(|_| !ended.next().unwrap_or(false));
+        }
+        Ok(false)
+    }
+}
+
+/// Tells the command what is served, with the sockets that it does not have, and waits for its word that the device is
+/// kept. If it ends without that, there is nobody who knows of the device.
+fn is_kept(control: &mut Option<OwnedFd>, told: Told, sockets: &[OwnedFd]) -> Result<bool> {
+    let failed = |error| Error::io("Cannot talk to the command", error);
+    let Some(command) = control.take() else { return Err(failed(std::io::ErrorKind::NotConnected.into())) };
+    let sockets: Vec<_> = sockets.iter().map(OwnedFd::as_fd).collect();
+    control::send(command.as_fd(), &told.to_json(), &sockets).map_err(failed)?;
+    let word = control::receive(command.as_fd()).map_err(failed)?;
+    let kept = word.is_some_and(|(word, _)| word["kept"] == true);
+    if !kept {
+        tracing::info!("Nobody keeps the device");
+    }
+    Ok(kept)
 }
 
 fn spawn<T: Send + 'static>(

@@ -1,7 +1,8 @@
 //! A whole block device, by the name that the kernel gives it.
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::io::{Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -84,26 +85,36 @@ impl Device {
         }
     }
 
-    /// Waits until the device has `size` bytes, as far as they are whole sectors, and its first and last sector can be
-    /// read.
+    /// Waits until the device has `size` bytes, and its first and last sector can be read.
     ///
     /// # Errors
-    /// It has another size, or cannot be read.
+    /// It keeps another size, or cannot be read.
     pub(super) fn wait_until_ready(&self, size: u64) -> Result<()> {
-        use std::os::unix::fs::FileExt;
-        let failed = |error| Error::io("The new device cannot be read:", error).on_path(self.path());
+        let failed = |error| Error::io("Cannot read the new device", error).on_path(self.path());
         self.wait_for_node()?;
-        let mut file = fs::File::open(self.path()).map_err(failed)?;
-        let found = std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0)).map_err(failed)?;
-        let wanted = size / SECTOR * SECTOR;
-        if found != wanted {
-            let why = format!("{} has {found} bytes instead of {wanted}", self.path().display());
-            return Err(Error::new(ErrorKind::Io, why));
-        }
+        let start = Instant::now();
+        let file = loop {
+            // Opened anew each time: the kernel takes over a device's size when it is opened.
+            let mut file = fs::File::open(self.path()).map_err(failed)?;
+            let found = file.seek(SeekFrom::End(0)).map_err(failed)?;
+            if found == size {
+                break file;
+            }
+            if start.elapsed() > NODE_PATIENCE {
+                let why = format!("{} has {found} bytes instead of {size}", self.path().display());
+                return Err(Error::new(ErrorKind::Io, why));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
         let mut sector = [0; 512];
         file.read_exact_at(&mut sector, 0).map_err(failed)?;
-        file.read_exact_at(&mut sector, wanted - SECTOR).map_err(failed)
+        file.read_exact_at(&mut sector, size - SECTOR).map_err(failed)
     }
+}
+
+/// What a device of this id is called in the kernel.
+pub(super) fn mark(id: &str) -> String {
+    format!("memdev:{id}")
 }
 
 /// Bytes in a sector: what the kernel counts devices' sizes in.

@@ -21,24 +21,30 @@
 //! a mount namespace of its own that holds nothing ([`daemon`]). Until the command says that the device is kept, the
 //! daemon ends with it.
 
+mod claim;
 mod control;
 pub mod daemon;
 mod device;
 mod fuse;
 mod isolation;
 mod loop_device;
+mod nbd;
+mod plan;
+mod process;
 mod record;
 mod usage;
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::{Duration, Instant};
 
-use crate::base::Image;
-use crate::client;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::Uri;
-use crate::proto::TransmissionFlags;
 
 pub use device::Device;
+use plan::{Opened, Plan};
+use process::{Daemon, Process};
 pub use record::{DIRECTORY, Record};
 use record::{Directory, Entry};
 
@@ -94,6 +100,8 @@ pub struct Options {
     pub device: Option<PathBuf>,
     /// Connections to the server, 1 to [`MAX_CONNECTIONS`].
     pub connections: u32,
+    /// Bytes for what is written to the device of an image; without it half of the machine's memory.
+    pub memory: Option<u64>,
     /// Whether the device refuses writes.
     pub read_only: bool,
     /// How the kernel gets to the data.
@@ -114,7 +122,7 @@ pub struct Attached {
     record: Record,
     device: Device,
     // The option is empty once it is kept.
-    undo: Option<fuse::Made>,
+    undo: Option<Made>,
 }
 
 impl Attached {
@@ -130,13 +138,14 @@ impl Attached {
         &self.device
     }
 
-    /// From now on the device outlives this process.
+    /// From now on the device outlives this process. Gives its daemon, a child of this process, for whoever wants to know
+    /// of its end.
     ///
     /// # Errors
     /// Its daemon died in the meantime. What is left of the device is taken away then.
-    pub fn keep(mut self) -> Result<()> {
-        let made = self.undo.take();
-        made.map_or(Ok(()), |made| made.keep())
+    pub fn keep(mut self) -> Result<Child> {
+        let gone = || Error::new(ErrorKind::NotFound, "The device has been taken away");
+        self.undo.take().ok_or_else(gone)?.keep()
     }
 
     /// From now on the device lives as long as somebody has it open or mounted: the file that is returned, or what was
@@ -144,14 +153,18 @@ impl Attached {
     ///
     /// # Errors
     /// Its daemon died in the meantime, or the kernel refuses; the device is taken away then.
-    pub fn keep_while_used(self) -> Result<std::fs::File> {
+    pub fn keep_while_used(self) -> Result<(std::fs::File, Child)> {
         let failed = |error| Error::io("Cannot hand over", error).on_path(self.device.path());
         let writes = !self.record.read_only;
         let file =
             std::fs::File::options().read(true).write(writes).open(self.device.path()).map_err(failed)?;
-        loop_device::release_with_last_user(&file).map_err(failed)?;
-        self.keep()?;
-        Ok(file)
+        let id = self.undo.as_ref().map_or("", |made| made.entry.id());
+        if nbd::is_one(&self.device) {
+            nbd::release_with_last_user(&self.device, id, &file).map_err(failed)?;
+        } else {
+            loop_device::release_with_last_user(&file).map_err(failed)?;
+        }
+        Ok((file, self.keep()?))
     }
 }
 
@@ -175,10 +188,78 @@ pub fn attach(options: &Options) -> Result<Attached> {
     }
     let directory = Directory::open(&options.state)?;
     clean_up(&directory)?;
-    match options.backend {
-        Backend::Nbd => Err(Error::new(ErrorKind::Unsupported, "The nbd backend is not there yet")
-            .advise("use --backend fuse")),
-        Backend::Auto | Backend::Fuse => fuse::attach(options, &directory),
+    let wanted = options.device.as_deref().map(Device::of_path).transpose()?;
+    let backend = choose(options.backend, wanted.as_ref())?;
+    let Opened { source, export, told, image, sockets } = plan::open(options)?;
+    let entry = directory.create(&random_name()?)?;
+    let plan = Plan { options, directory: &directory, entry: &entry, wanted, source, export, told, image };
+    let made = match backend {
+        Backend::Nbd => nbd::make(&plan, sockets),
+        Backend::Auto | Backend::Fuse => fuse::make(&plan, sockets),
+    };
+    let cloned = directory.as_fd().try_clone_to_owned();
+    let cloned = cloned.map_err(|error| Error::io("Cannot keep track of the device", error));
+    let ((device, daemon, record), cloned) = match made.and_then(|made| Ok((made, cloned?))) {
+        Ok(all) => all,
+        Err(error) => {
+            directory.remove(entry.id());
+            return Err(error);
+        }
+    };
+    let undo = Some(Made { device: device.clone(), entry, directory: cloned, daemon });
+    let attached = Attached { record, device, undo };
+    // From here on whatever goes wrong is undone.
+    attached.device.wait_until_ready(attached.record.size)?;
+    Ok(attached)
+}
+
+/// The backend for what was asked for. The device that was asked for decides, if one was.
+fn choose(wanted: Backend, device: Option<&Device>) -> Result<Backend> {
+    let kind = device.map(|device| (device, if nbd::is_one(device) { Backend::Nbd } else { Backend::Fuse }));
+    match (wanted, kind) {
+        (Backend::Auto, Some((_, kind))) => Ok(kind),
+        (Backend::Auto, None) if nbd::is_available() => Ok(Backend::Nbd),
+        (Backend::Auto, None) => Ok(Backend::Fuse),
+        (wanted, Some((device, kind))) if wanted != kind => {
+            let why = format!("{} is no device for --backend {}", device.path().display(), wanted.name());
+            Err(Error::new(ErrorKind::Invalid, why).advise("leave out one of the two"))
+        }
+        (wanted, _) => Ok(wanted),
+    }
+}
+
+/// What has been made and is not kept yet.
+#[derive(Debug)]
+struct Made {
+    device: Device,
+    entry: Entry,
+    directory: OwnedFd,
+    daemon: Daemon,
+}
+
+impl Made {
+    /// Tells the daemon that it stays.
+    fn keep(self) -> Result<Child> {
+        match self.daemon.keep() {
+            Ok(()) => Ok(self.daemon.into_child()),
+            Err(error) => {
+                self.undo();
+                Err(Error::io("The daemon of the new device has died", error))
+            }
+        }
+    }
+
+    /// Takes it away again.
+    fn undo(self) {
+        let Self { device, entry, directory, daemon } = self;
+        if let Err(error) = clear(&device, entry.id(), true) {
+            // The next who attaches or detaches finds it, and frees it when nobody uses it any more.
+            tracing::warn!(%error, "A device that is not wanted any more stays for now");
+            return;
+        }
+        record::remove(directory.as_fd(), entry.id());
+        drop(entry);
+        daemon.end();
     }
 }
 
@@ -203,9 +284,29 @@ pub fn detach(state: &Path, device: &Path) -> Result<()> {
             .on(format!("{}: memdev has not attached it", device.display()))
             .advise("list what there is with 'memdev attach --list'"));
     };
-    let result = fuse::detach(&directory, entry);
+    let result = take_away(&directory, entry);
     clean_up(&directory)?;
     result
+}
+
+/// Takes the device of `entry` away, and waits until its daemon has ended.
+fn take_away(directory: &Directory, entry: &Entry) -> Result<()> {
+    let process = Process::of_daemon(entry);
+    let served = !entry.is_abandoned();
+    free(entry, served)?;
+    // The daemon removes its record when it ends in good order; one that had died could not.
+    let start = Instant::now();
+    while !entry.is_abandoned() {
+        if start.elapsed() > process::PATIENCE {
+            let pid = entry.record().map_or(0, |record| record.pid);
+            let why = format!("The device is gone, but its daemon {pid} does not end");
+            return Err(Error::new(ErrorKind::Io, why));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    directory.remove(entry.id());
+    // A dying process lets go of its files a moment before it has gone.
+    process.map_or(Ok(()), |process| process.wait(process::PATIENCE))
 }
 
 /// One attachment.
@@ -246,7 +347,28 @@ pub fn list(state: &Path) -> Result<Vec<Listed>> {
 
 /// Whether the device that the record names is this attachment's: it carries its id.
 fn carries(record: &Record, entry: &Entry) -> bool {
-    Device::named(&record.device).is_some_and(|device| loop_device::carries(&device, entry.id()))
+    let Some(device) = Device::named(&record.device) else { return false };
+    if nbd::is_one(&device) {
+        nbd::carries(&device, entry.id())
+    } else {
+        loop_device::carries(&device, entry.id())
+    }
+}
+
+/// Frees the device, if it carries the id. If it is `served`, what its cache holds is written first.
+fn clear(device: &Device, id: &str, served: bool) -> Result<()> {
+    if nbd::is_one(device) { nbd::clear(device, id, served) } else { loop_device::clear(device, id, served) }
+}
+
+/// Frees the device that `entry` names, if it is there.
+///
+/// # Errors
+/// `InUse` if somebody uses it.
+fn free(entry: &Entry, served: bool) -> Result<()> {
+    let Some(record) = entry.record() else { return Ok(()) };
+    // The kernel chooses nbd devices: whoever made it may have died before it was written down which.
+    let device = Device::named(&record.device).or_else(|| nbd::find(entry.id()));
+    device.map_or(Ok(()), |device| clear(&device, entry.id(), served))
 }
 
 /// Frees what dead parties left behind, as far as nobody uses it.
@@ -256,7 +378,7 @@ fn clean_up(directory: &Directory) -> Result<()> {
         if !entry.is_abandoned() {
             continue;
         }
-        match fuse::free(&entry) {
+        match free(&entry, false) {
             Ok(()) => directory.remove(entry.id()),
             Err(error) => tracing::debug!(%error, id = entry.id(), "A device without a server stays for now"),
         }
@@ -275,52 +397,4 @@ fn random_name() -> Result<String> {
         let _ = write!(text, "{byte:02x}");
         text
     }))
-}
-
-/// What a source is called, and what it is where its server tells.
-struct Opened {
-    source: String,
-    export: String,
-    /// The connections to a running server; none for an image, which the daemon serves.
-    sockets: Vec<std::os::fd::OwnedFd>,
-    told: Option<control::Told>,
-    image: Option<std::fs::File>,
-}
-
-/// Opens what is to be attached: the image, or as many connections to the export as are asked for.
-fn open(options: &Options) -> Result<Opened> {
-    match &options.source {
-        Source::Image { name, path } => {
-            let path = std::path::absolute(path)
-                .map_err(|error| Error::io("Cannot resolve the path of image", error).on_path(path))?;
-            // Everything that can be wrong with an image is found out, and said, here.
-            Image::open(&path)?;
-            let image = std::fs::File::open(&path)
-                .map_err(|error| Error::io("Cannot open image", error).on_path(&path))?;
-            let export = format!("{name}@{}", random_name()?);
-            let source = path.display().to_string();
-            Ok(Opened { source, export, sockets: Vec::new(), told: None, image: Some(image) })
-        }
-        Source::Export(uri) => {
-            let mut sockets = Vec::new();
-            let mut first = None;
-            for _ in 0..options.connections {
-                let (socket, export) = client::open_simple(&uri.address, &uri.export)?;
-                let shared = export.flags.contains(TransmissionFlags::CAN_MULTI_CONN);
-                if options.connections > 1 && !shared {
-                    // Each would be a copy of its own, behind one device.
-                    let why = format!("Export '{}' cannot have several connections", uri.export);
-                    return Err(Error::new(ErrorKind::Invalid, why)
-                        .advise("name a session, as NAME@ID, or leave out --connections"));
-                }
-                sockets.push(socket);
-                first.get_or_insert(export);
-            }
-            let told = first.as_ref().map(control::Told::of_export);
-            let name = first.map_or_else(String::new, |export| export.name);
-            // What was asked for names the session; what the server answers may be the image alone.
-            let export = if uri.export.is_empty() { name } else { uri.export.clone() };
-            Ok(Opened { source: uri.to_string(), export, sockets, told, image: None })
-        }
-    }
 }

@@ -15,8 +15,9 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Where attachments are written down.
-pub const DIRECTORY: &str = "/run/memdev/attach";
+/// Where attachments are written down. Not below `/run/memdev`, which may be the directory of a server's user, and be
+/// removed with the server.
+pub const DIRECTORY: &str = "/run/memdev-attach";
 
 /// What is written down of an attachment.
 #[derive(Clone, Debug, PartialEq, Eq)]

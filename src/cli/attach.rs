@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -12,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::Failure;
 use super::image::ImageArg;
-use super::size::human;
+use super::size::{self, human};
 
 /// Make a block device of an image's private copy, or of an export
 #[derive(Args, Debug)]
@@ -41,6 +42,12 @@ pub(crate) struct Attach {
     #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "list",
         value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_CONNECTIONS)))]
     connections: u32,
+
+    /// Memory for what is written to the device of an image [default: half of the machine's]
+    ///
+    /// A write beyond it fails; discarding gives memory back. Of an export its server has the say.
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, conflicts_with = "list")]
+    memory: Option<u64>,
 
     /// Refuse writes to the device
     #[arg(long, conflicts_with = "list")]
@@ -90,6 +97,7 @@ pub(crate) fn run(args: Attach) -> Result<(), Failure> {
         source,
         device: args.device,
         connections: args.connections,
+        memory: args.memory,
         read_only: args.read_only,
         backend: match args.backend {
             BackendArg::Auto => Backend::Auto,
@@ -107,9 +115,13 @@ pub(crate) fn run(args: Attach) -> Result<(), Failure> {
     } else {
         format!("{}\n", attached.device().path().display())
     };
-    // Said before it is kept: a device whose name nobody got to know is nobody's to detach.
-    super::print(&text)?;
-    Ok(attached.keep()?)
+    // Said before it is kept: a device whose name nobody got to know is nobody's to detach. So nobody's having listened
+    // is a failure, too.
+    let mut stdout = io::stdout().lock();
+    let said = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    said.map_err(|error| Error::io("Cannot write the device's name to standard output", error))?;
+    attached.keep()?;
+    Ok(())
 }
 
 fn show_list(state: &std::path::Path, json: bool) -> Result<(), Error> {

@@ -150,7 +150,7 @@ fn a_command_that_is_killed_halfway_leaves_nothing_that_stays() {
     for round in 0..40 {
         let source = &sources[round % 2];
         let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_memdev"))
-            .args(["attach", source, "--state"])
+            .args(["attach", "--backend", "fuse", source, "--state"])
             .arg(state.directory())
             .stdin(Stdio::null())
             .stdout(Stdio::null())

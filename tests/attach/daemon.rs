@@ -67,7 +67,7 @@ fn descriptors_that_the_command_inherited_are_not_kept() {
     // As in a script that holds a lock by descriptor 9: whoever inherits it would hold it for ever.
     let lock = state.path("lock");
     let script = format!(
-        "exec 9>{}; {memdev} attach --state {} {}",
+        "exec 9>{}; {memdev} attach --backend fuse --state {} {}",
         lock.display(),
         state.directory().display(),
         image.path.display()
@@ -88,6 +88,7 @@ fn options(state: &State, image: &Image) -> Options {
         source: Source::Image { name: "disk".to_owned(), path: image.path.clone() },
         device: None,
         connections: 1,
+        memory: None,
         read_only: false,
         backend: Backend::Fuse,
         state: state.directory(),
@@ -116,14 +117,13 @@ fn a_device_that_is_kept_while_it_is_used_goes_with_its_last_user() {
     crate::interop_support::run("mkfs.ext4", ["-q", "-F", image.path.to_str().expect("text")]);
     let attached = attach::attach(&options(&state, &image)).expect("attaching");
     let path = attached.device().path();
-    let pid = attached.record().pid.into();
-    let open = attached.keep_while_used().expect("keeping");
+    let (open, mut daemon) = attached.keep_while_used().expect("keeping");
     let mount = Mount::new(&path, "ext4");
     drop(open);
     fs::write(mount.path("file"), "here").expect("writing a file");
     assert_eq!(state.list().len(), 1);
     mount.unmount();
-    wait_for_end(&pid);
+    assert!(daemon.wait().expect("the daemon's status").success());
     state.assert_empty();
 }
 
@@ -132,17 +132,15 @@ fn a_daemon_that_shall_not_outlive_its_parent_does_not() {
     let state = State::new();
     let image = Image::random(state.path("disk.img"), MIB, 1);
     let options = Options { die_with_parent: true, ..options(&state, &image) };
-    let (pid, alive) = std::thread::scope(|scope| {
+    let (mut daemon, alive) = std::thread::scope(|scope| {
         let launcher = scope.spawn(|| {
             let attached = attach::attach(&options).expect("attaching");
-            let pid = attached.record().pid.into();
-            attached.keep().expect("keeping");
-            (pid, state.list()[0]["alive"].clone())
+            (attached.keep().expect("keeping"), state.list()[0]["alive"].clone())
         });
         launcher.join().expect("the launcher's thread ends")
     });
     assert_eq!(alive, true);
-    wait_for_end(&pid);
+    assert!(!daemon.wait().expect("the daemon's status").success(), "it was killed");
     let listed = state.list();
     assert_eq!(listed[0]["alive"], false);
     assert!(state.output("detach", &[listed[0]["device"].as_str().expect("a device")]).status.success());

@@ -163,6 +163,9 @@ fn a_device_is_taken_only_if_it_is_free() {
         let line = state.attach_failure(&[text(&image.path), "--device", device]);
         assert!(line.contains(why), "{line}");
     }
+    let line =
+        failure(&state.output("attach", &[text(&image.path), "--device", "/dev/loop0", "--backend", "nbd"]));
+    assert!(line.contains("/dev/loop0 is no device for --backend nbd; leave out one of the two"), "{line}");
     state.assert_empty();
 }
 
@@ -184,6 +187,11 @@ fn what_cannot_be_attached_is_one_line_and_leaves_nothing() {
     ] {
         let line = state.attach_failure(&args);
         assert!(line.contains(why), "{args:?}: {line}");
+        state.assert_empty();
+    }
+    if !std::path::Path::new("/sys/module/nbd").exists() {
+        let line = failure(&state.output("attach", &[text(&image.path), "--backend", "nbd"]));
+        assert!(line.contains("load it with 'modprobe nbd', or use --backend fuse"), "{line}");
         state.assert_empty();
     }
     let line = failure(&state.output("detach", &["/dev/loop0"]));
@@ -269,8 +277,29 @@ fn a_full_session_is_an_error_and_the_device_lives_on() {
     disk.write(0, &[3; 4096]);
     assert_eq!(disk.read(0, 4096), [3; 4096]);
     disk.detach();
-    state.assert_empty();
     server.stop();
+
+    // The daemon's own server has a budget, too.
+    let disk = state.attach(text(&image.path), &["--memory", "8M"]);
+    let file = File::options().write(true).open(&disk.path).expect("opening the device");
+    let write =
+        |at: u64| file.write_all_at(&Random::new(at).bytes(MIB), at * MIB).and_then(|()| file.sync_all());
+    assert!((0..32).try_for_each(write).is_err(), "there is no room");
+    drop(file);
+    disk.detach();
+    state.assert_empty();
+}
+
+#[test]
+fn a_device_whose_name_nobody_hears_is_not_made() {
+    let state = State::new();
+    let image = Image::empty(state.path("disk.img"), MIB);
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut command = state.command("attach");
+    let output = command.args(["--backend", "fuse", text(&image.path)]).stdout(writer).output();
+    assert!(failure(&output.expect("memdev can be run")).contains("Cannot write the device's name"));
+    state.assert_empty();
 }
 
 #[test]
