@@ -1,5 +1,6 @@
 //! memdev: for every NBD client its own writable copy, in memory, of one shared, mapped, untouched image.
 
+pub mod attach;
 pub mod base;
 pub mod client;
 pub mod confine;

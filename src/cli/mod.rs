@@ -4,7 +4,9 @@
 //! something failed; 2 when the command line itself is wrong. Either failure is one line on stderr that begins with
 //! `memdev: ` and says what to do.
 
+mod attach;
 mod contents;
+mod detach;
 mod duration;
 mod generate;
 mod image;
@@ -52,8 +54,20 @@ enum Command {
     Serve(Box<serve::Serve>),
     Info(info::Info),
     Map(map::Map),
+    Attach(attach::Attach),
+    Detach(detach::Detach),
+    #[command(hide = true, name = memdev::attach::daemon::SUBCOMMAND)]
+    AttachDaemon(AttachDaemon),
     #[command(hide = true)]
     Generate(generate::Generate),
+}
+
+/// Serve one block device; started by 'memdev attach' only
+#[derive(Debug, clap::Args)]
+struct AttachDaemon {
+    /// What it serves, for people who list processes
+    #[arg(hide = true)]
+    what: Vec<std::ffi::OsString>,
 }
 
 /// Why a command did not succeed.
@@ -73,7 +87,7 @@ impl From<Error> for Failure {
 /// Runs the command line of this process.
 pub(crate) fn main() -> ExitCode {
     let (line, status) = match parse_and_run() {
-        Ok(()) => return ExitCode::SUCCESS,
+        Ok(status) => return status,
         Err(Failure::Failed(error)) => (error.to_string(), 1),
         Err(Failure::Usage(why)) => (why, 2),
     };
@@ -84,7 +98,7 @@ pub(crate) fn main() -> ExitCode {
     ExitCode::from(status)
 }
 
-fn parse_and_run() -> Result<(), Failure> {
+fn parse_and_run() -> Result<ExitCode, Failure> {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         // Help and version are asked for; help instead of an error is what bare `memdev` gets.
@@ -96,9 +110,12 @@ fn parse_and_run() -> Result<(), Failure> {
         Command::Serve(args) => serve::run(*args)?,
         Command::Info(args) => info::run(&args)?,
         Command::Map(args) => map::run(&args)?,
+        Command::Attach(args) => attach::run(args)?,
+        Command::Detach(args) => detach::run(&args)?,
+        Command::AttachDaemon(_) => return Ok(memdev::attach::daemon::run()),
         Command::Generate(args) => generate::run(&args)?,
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 fn shows_help(error: &clap::Error) -> bool {

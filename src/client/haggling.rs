@@ -85,7 +85,26 @@ impl Haggling {
         Self::begin(Socket::new(transport), None)
     }
 
-    fn begin(mut socket: Socket, tls: Option<&ClientTls>) -> Result<Self> {
+    /// The same over `transport`, without asking for structured replies: as the kernel's own client speaks.
+    ///
+    /// # Errors
+    /// As [`Haggling::connect`].
+    pub fn simple_over(transport: impl Read + Write + Send + 'static) -> Result<Self> {
+        Self::greet(Socket::new(transport), None)
+    }
+
+    fn begin(socket: Socket, tls: Option<&ClientTls>) -> Result<Self> {
+        let mut haggling = Self::greet(socket, tls)?;
+        let answer = haggling.ask(OptionCode::StructuredReply, &[], |reply, _| Err(unexpected(reply)))?;
+        haggling.structured_replies = match answer {
+            Ok(()) => true,
+            Err(refusal) if refusal.reply == OptionReplyType::ErrTlsReqd => return Err(refusal.into()),
+            Err(_) => false,
+        };
+        Ok(haggling)
+    }
+
+    fn greet(mut socket: Socket, tls: Option<&ClientTls>) -> Result<Self> {
         let greeting = Greeting::parse(&socket.receive_array()?).map_err(|_| {
             Error::new(ErrorKind::Protocol, "This is no NBD server, or one of the oldstyle protocol")
         })?;
@@ -104,12 +123,6 @@ impl Haggling {
         if let Some(tls) = tls {
             haggling.start_tls(tls)?;
         }
-        let answer = haggling.ask(OptionCode::StructuredReply, &[], |reply, _| Err(unexpected(reply)))?;
-        haggling.structured_replies = match answer {
-            Ok(()) => true,
-            Err(refusal) if refusal.reply == OptionReplyType::ErrTlsReqd => return Err(refusal.into()),
-            Err(_) => false,
-        };
         Ok(haggling)
     }
 

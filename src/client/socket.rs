@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -31,51 +32,7 @@ impl Socket {
     }
 
     pub(super) fn connect(address: &Address) -> Result<Self> {
-        let cannot = |error: io::Error| {
-            let error = match error.kind() {
-                io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => timed_out(),
-                _ => error,
-            };
-            Error::io("Cannot connect to", error).on(address).advise("check that a server is running there")
-        };
-        match address {
-            Address::Unix(path) => {
-                let stream = UnixStream::connect(path).map_err(cannot)?;
-                stream.set_read_timeout(Some(PATIENCE)).map_err(cannot)?;
-                stream.set_write_timeout(Some(PATIENCE)).map_err(cannot)?;
-                Ok(Self::new(stream))
-            }
-            Address::Tcp { host, port } => {
-                let mut result = Err(io::Error::new(io::ErrorKind::NotFound, "the host has no address"));
-                for addr in (host.as_str(), *port).to_socket_addrs().map_err(cannot)? {
-                    result = TcpStream::connect_timeout(&addr, PATIENCE);
-                    if result.is_ok() {
-                        break;
-                    }
-                }
-                let stream = result.map_err(cannot)?;
-                stream.set_read_timeout(Some(PATIENCE)).map_err(cannot)?;
-                stream.set_write_timeout(Some(PATIENCE)).map_err(cannot)?;
-                stream.set_nodelay(true).map_err(cannot)?;
-                Ok(Self::new(stream))
-            }
-            Address::Vsock { cid, port } => Self::connect_vsock(*cid, *port).map_err(|error| {
-                // It was the kernel's patience that ended, not ours.
-                Error::io("Cannot connect to", error)
-                    .on(address)
-                    .advise("check that a server is running there")
-            }),
-        }
-    }
-
-    fn connect_vsock(cid: u32, port: u32) -> io::Result<Self> {
-        let flags = SocketFlags::CLOEXEC;
-        let socket = rustix::net::socket_with(AddressFamily::VSOCK, SocketType::STREAM, flags, None)?;
-        set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
-        set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
-        // How long it takes to find nobody there is the kernel's to say: 2 seconds.
-        rustix::net::connect(&socket, &VsockAddr { cid, port })?;
-        Ok(Self::new(File::from(socket)))
+        Ok(Self::new(File::from(dial(address)?)))
     }
 
     /// Goes on over TLS.
@@ -110,6 +67,50 @@ impl Socket {
         self.receive(&mut bytes)?;
         Ok(bytes)
     }
+}
+
+/// A connection to the server at `address`, which is not waited for longer than [`PATIENCE`].
+pub(super) fn dial(address: &Address) -> Result<OwnedFd> {
+    let cannot = |error: io::Error| {
+        let error = match error.kind() {
+            // Over vsock it is the kernel's patience that ends, not ours.
+            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock
+                if !matches!(address, Address::Vsock { .. }) =>
+            {
+                timed_out()
+            }
+            _ => error,
+        };
+        Error::io("Cannot connect to", error).on(address).advise("check that a server is running there")
+    };
+    let fd: OwnedFd = match address {
+        Address::Unix(path) => UnixStream::connect(path).map_err(cannot)?.into(),
+        Address::Tcp { host, port } => {
+            let mut result = Err(io::Error::new(io::ErrorKind::NotFound, "the host has no address"));
+            for addr in (host.as_str(), *port).to_socket_addrs().map_err(cannot)? {
+                result = TcpStream::connect_timeout(&addr, PATIENCE);
+                if result.is_ok() {
+                    break;
+                }
+            }
+            let stream = result.map_err(cannot)?;
+            stream.set_nodelay(true).map_err(cannot)?;
+            stream.into()
+        }
+        // How long it takes to find nobody there is the kernel's to say: 2 seconds.
+        Address::Vsock { cid, port } => dial_vsock(*cid, *port).map_err(|error| cannot(error.into()))?,
+    };
+    for timeout in [Timeout::Recv, Timeout::Send] {
+        set_socket_timeout(&fd, timeout, Some(PATIENCE)).map_err(|error| cannot(error.into()))?;
+    }
+    Ok(fd)
+}
+
+fn dial_vsock(cid: u32, port: u32) -> rustix::io::Result<OwnedFd> {
+    let socket =
+        rustix::net::socket_with(AddressFamily::VSOCK, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    rustix::net::connect(&socket, &VsockAddr { cid, port })?;
+    Ok(socket)
 }
 
 /// The server broke the protocol.

@@ -100,6 +100,9 @@ impl Arena {
         // Neither a core file nor a child process may hold what sessions wrote.
         memory.advise(Advice::DontDump)?;
         memory.advise(Advice::DontFork)?;
+        // Where a process locks all of its memory (a daemon that serves the kernel does), this must stay free: the kernel
+        // takes nothing back that is locked.
+        memory.unlock()?;
         // Not every kernel has huge pages; without them there are more page faults, on a helper thread.
         let _ = memory.advise(Advice::HugePage);
         let lead = memory.as_ptr().align_offset(ALIGNMENT);

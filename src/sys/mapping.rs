@@ -33,6 +33,8 @@ impl Mapping {
         map.advise(Advice::DontFork)?;
         // A page that is missing all the same, when it is sent, is read alone and not with megabytes around it.
         map.advise(Advice::Random)?;
+        // In a process that locks all of its memory the page cache still has to be able to drop pages of an image.
+        map.unlock()?;
         Ok(Self { map: Some(map) })
     }
 

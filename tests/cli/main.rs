@@ -137,6 +137,12 @@ fn a_wrong_command_line_is_one_line_and_status_2() {
             "both be named 'root'; name one of them, as root2=/b/root.img",
         ),
         (&["serve", "x.img", "--mask-handshake", "0x10000"], "not 16 bits"),
+        (&["attach"], "required arguments were not provided: <IMAGE|EXPORT-URI>"),
+        (&["attach", "x.img", "--list"], "cannot be used with"),
+        (&["attach", "x.img", "--connections", "17"], "17 is not in 1..=16"),
+        (&["attach", "x.img", "--backend", "smb"], "possible values: auto, nbd, fuse"),
+        (&["attach", "a@b.img"], "give it a name: NAME=a@b.img"),
+        (&["detach"], "required arguments were not provided: <DEVICE>"),
         (&["generate", "jokes", "."], "possible values: man, completions"),
     ] {
         let line = failure(memdev().args(args), 2);
@@ -240,7 +246,10 @@ fn manual_and_completions_are_made_from_the_definition() {
     assert!(page.contains("session\\-memory") && !page.contains("mask\\-handshake"), "{page}");
     let mut pages: Vec<_> = fs::read_dir(&target).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     pages.sort();
-    assert_eq!(pages, ["memdev-info.1", "memdev-map.1", "memdev-serve.1", "memdev.1"]);
+    assert_eq!(
+        pages,
+        ["memdev-attach.1", "memdev-detach.1", "memdev-info.1", "memdev-map.1", "memdev-serve.1", "memdev.1"]
+    );
     memdev().args(["generate", "completions"]).arg(dir.path()).assert().success();
     assert!(fs::read_to_string(dir.path().join("memdev.bash")).unwrap().contains("--session-memory"));
 }
