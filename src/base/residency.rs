@@ -6,7 +6,7 @@
 use crate::sys::Mapping;
 use std::ops::Range;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// Words of bits in one part, which is made when a bit in it is first set: a huge sparse image costs next to nothing.
 const WORDS: usize = 512;
@@ -22,6 +22,8 @@ pub(super) struct Residency {
     size: u64,
     page: u64,
     parts: Box<[OnceLock<Part>]>,
+    /// Parts all of whose words are full: of an image that is all in memory, this is all that reads look at.
+    full: Box<[AtomicBool]>,
     next: AtomicUsize,
 }
 
@@ -51,8 +53,14 @@ fn index(n: u64) -> usize {
 impl Residency {
     pub(super) fn new(size: u64) -> Self {
         let page = rustix::param::page_size() as u64;
-        let parts = (0..size.div_ceil(page).div_ceil(PART)).map(|_| OnceLock::new()).collect();
-        Self { size, page, parts, next: AtomicUsize::new(0) }
+        let count = index(size.div_ceil(page).div_ceil(PART));
+        Self {
+            size,
+            page,
+            parts: (0..count).map(|_| OnceLock::new()).collect(),
+            full: (0..count).map(|_| AtomicBool::new(false)).collect(),
+            next: AtomicUsize::new(0),
+        }
     }
 
     fn pages(&self, range: &Range<u64>) -> Range<u64> {
@@ -61,9 +69,13 @@ impl Residency {
 
     /// Whether all of `range` was seen in memory.
     pub(super) fn is_seen(&self, range: &Range<u64>) -> bool {
-        bits(self.pages(range)).all(|Bits { part, word, mask }| {
-            self.parts[part].get().is_some_and(|part| part[word].load(Ordering::Relaxed) & mask == mask)
-        })
+        let pages = self.pages(range);
+        let parts = index(pages.start / PART)..index(pages.end.div_ceil(PART));
+        pages.is_empty()
+            || self.full[parts].iter().all(|full| full.load(Ordering::Relaxed))
+            || bits(pages).all(|Bits { part, word, mask }| {
+                self.parts[part].get().is_some_and(|part| part[word].load(Ordering::Relaxed) & mask == mask)
+            })
     }
 
     /// Notes that all of `range` was just read.
@@ -73,7 +85,12 @@ impl Residency {
 
     fn set(&self, bits: &Bits) {
         let part = self.parts[bits.part].get_or_init(|| Box::new([const { AtomicU64::new(0) }; WORDS]));
-        part[bits.word].fetch_or(bits.mask, Ordering::Relaxed);
+        let before = part[bits.word].fetch_or(bits.mask, Ordering::Relaxed);
+        // The last part of an image is full only if all of it is pages of the image: else its words are looked at.
+        if before != u64::MAX && before | bits.mask == u64::MAX {
+            let is_full = part.iter().all(|word| word.load(Ordering::Relaxed) == u64::MAX);
+            self.full[bits.part].store(is_full, Ordering::Relaxed);
+        }
     }
 
     /// Looks which pages in and around `range` are in memory, and notes them: where one is, its neighbours often are, too,
@@ -108,7 +125,11 @@ impl Residency {
             let asked = mapping.residency(index(start * self.page), &mut resident);
             for (word, pages) in part.iter().zip(resident.chunks(64)) {
                 let there = pages.iter().rev().fold(0, |bits, page| bits << 1 | u64::from(page & 1));
-                word.fetch_and(if is_told && asked.is_ok() { there } else { 0 }, Ordering::Relaxed);
+                let kept = if is_told && asked.is_ok() { there } else { 0 };
+                if kept != u64::MAX {
+                    self.full[number].store(false, Ordering::Relaxed);
+                }
+                word.fetch_and(kept, Ordering::Relaxed);
             }
         }
     }
@@ -127,6 +148,23 @@ mod tests {
         assert_eq!(masks(3..130), [(0, 0, u64::MAX << 3), (0, 1, u64::MAX), (0, 2, 0b11)]);
         assert_eq!(masks(PART - 1..PART + 1), [(0, WORDS - 1, 1 << 63), (1, 0, 1)]);
         assert_eq!(masks(5..5), []);
+    }
+
+    #[test]
+    fn a_full_part_is_known_as_a_whole_until_a_page_of_it_goes() {
+        const SIZE: u64 = PART * 4096 + 1;
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(SIZE).unwrap();
+        let mapping = Mapping::new(&file, SIZE).unwrap();
+        let residency = Residency::new(SIZE);
+        residency.set_seen(&(0..SIZE));
+        let full = || residency.full.iter().map(|full| full.load(Ordering::Relaxed)).collect::<Vec<_>>();
+        assert_eq!(full(), [true, false]);
+        assert!(residency.is_seen(&(0..SIZE)));
+        // Nothing of the file was ever read, so nothing of it is in memory.
+        residency.recheck(&mapping, true);
+        assert_eq!(full(), [false, false]);
+        assert!(!residency.is_seen(&(4096..4097)));
     }
 
     #[test]

@@ -148,7 +148,11 @@ impl Output {
         magazine: &mut Magazine,
     ) -> io::Result<Flushed> {
         while !self.is_empty() {
-            let sent = sys::send(socket, &self.spans(device));
+            // Filled where it lies: it has room for 16 KiB, which would be copied for every reply.
+            let mut spans = ArrayVec::new();
+            self.put_spans(device, &mut spans);
+            let sent = sys::send(socket, &spans);
+            drop(spans);
             match sent {
                 Ok(sent) => self.advance(sent, device, magazine),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Flushed::Blocked),
@@ -163,8 +167,8 @@ impl Output {
         Ok(Flushed::All)
     }
 
-    fn spans<'a>(&'a self, device: Option<&'a Device>) -> ArrayVec<KernelSpan<'a>, MAX_SPANS> {
-        let mut spans = ArrayVec::new();
+    /// Puts what is to be sent next into `spans`, as far as there is room.
+    fn put_spans<'a>(&'a self, device: Option<&'a Device>, spans: &mut ArrayVec<KernelSpan<'a>, MAX_SPANS>) {
         let mut skip = self.next_sent;
         for segment in &self.segments[self.next..] {
             let span = match (segment, device) {
@@ -197,7 +201,6 @@ impl Output {
             spans.push(span.skip(skip));
             skip = 0;
         }
-        spans
     }
 
     /// Copies what is to be sent next into `buffer`, as far as it has room, for a way out that must look at every byte;
