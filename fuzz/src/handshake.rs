@@ -107,7 +107,6 @@ fn talk(knobs: u8, client: &[u8], lengths: impl IntoIterator<Item = usize>) -> T
         handshake_flags_mask: if knobs & 2 == 0 { u16::MAX } else { 1 },
         extended_headers: knobs & 8 == 0,
         tls: tls_policy(knobs),
-        ..Knobs::default()
     });
     if knobs & 4 != 0 {
         handshake.shut_down();

@@ -140,7 +140,8 @@ fn append(
         match fill {
             0 => client.resize(client.len() + length, 0),
             1..0x80 => client.resize(client.len() + length, fill),
-            _ => client.extend((0..length).map(|at| fill.wrapping_mul(at.to_le_bytes()[0]) ^ fill)),
+            _ => client
+                .extend((0..length).map(|at| fill.wrapping_mul(u8::try_from(at % 256).unwrap_or(0)) ^ fill)),
         }
     }
     // Now and then a wrong bit, or a payload that is too short.

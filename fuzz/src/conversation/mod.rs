@@ -48,7 +48,6 @@ pub(crate) fn converse(knobs: u8, seed: u16, client: &[u8]) {
         handshake_flags_mask: if knobs & 2 == 0 { u16::MAX } else { 1 },
         extended_headers: knobs & 8 == 0,
         tls: tls_policy(knobs),
-        ..Knobs::default()
     };
     World::with(|world| {
         let tears_after = Some(u32::from(seed & 7));

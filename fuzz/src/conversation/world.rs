@@ -269,7 +269,7 @@ fn content(disk: Disk) -> Vec<u8> {
     for range in disk.data() {
         for at in range.start..range.end.min(if disk == Disk::Cold { disk.edge() } else { u64::MAX }) {
             let mixed = (at + disk.size()).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
-            content[usize::try_from(at).expect("a small disk")] = mixed.to_le_bytes()[0] | 1;
+            content[usize::try_from(at).expect("a small disk")] = mixed.to_be_bytes()[7] | 1;
         }
     }
     content
