@@ -19,10 +19,12 @@
 
 mod line;
 mod name;
+mod points;
 mod registry;
 
 pub use line::{Line, Turn, TurnGuard};
 pub use name::{Request, SessionId};
+pub use points::Checkpoint;
 pub use registry::{Attachment, Description, Limits, Registry};
 
 use crate::cow::Device;
