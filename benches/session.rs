@@ -117,6 +117,7 @@ fn session(c: &mut Criterion) {
         knobs: Knobs::default(),
         limits: Limits::default(),
         tls: None,
+        control: None,
     })
     .expect("a server");
     let mut group = c.benchmark_group("connect, handshake, first read, disconnect");

@@ -16,7 +16,7 @@ use std::io::{self, BufWriter, Cursor, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use support::{Memory, SIZE, image_file, scattered};
 use tempfile::NamedTempFile;
 
@@ -121,6 +121,8 @@ impl Line {
     fn exchange(&mut self, batch: &[u8]) -> usize {
         let (mut at, mut taken) = (0, 0);
         loop {
+            // As a worker does, once a turn.
+            self.output.begin(Instant::now());
             let mut cx = Context {
                 magazine: &mut self.magazine,
                 output: &mut self.output,
@@ -133,6 +135,7 @@ impl Line {
                 let device = self.transmission.attachment().session().device();
                 let flushed = self.output.flush(self.near.as_fd(), Some(device), &mut self.magazine);
                 taken += drain(&mut self.far, &mut self.sink);
+                self.transmission.account(&mut self.output);
                 if flushed.expect("a socket that works") == Flushed::All {
                     break;
                 }

@@ -4,6 +4,7 @@ pub mod attach;
 pub mod base;
 pub mod client;
 pub mod confine;
+pub mod control;
 pub mod cow;
 pub mod error;
 pub mod handshake;

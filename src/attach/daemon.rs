@@ -182,6 +182,7 @@ impl Order {
             // Its only client is in the same process: it may be stopped for a while, but then so is the server.
             limits: Limits { handshake: None, unread_reply: None, silent_host: None, ..Limits::default() },
             tls: None,
+            control: None,
         };
         let server = Server::start(config)?;
         for _ in 0..connections {

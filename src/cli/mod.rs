@@ -6,15 +6,22 @@
 
 mod attach;
 mod contents;
+mod control;
 mod detach;
 mod duration;
+mod end;
 mod generate;
 mod image;
 mod info;
 mod log;
 mod map;
+mod new;
+mod ps;
 mod serve;
+mod set;
 mod size;
+mod stat;
+mod top;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -56,6 +63,12 @@ enum Command {
     Map(map::Map),
     Attach(attach::Attach),
     Detach(detach::Detach),
+    New(new::New),
+    Ps(ps::Ps),
+    Stat(stat::Stat),
+    Top(top::Top),
+    Set(set::Set),
+    End(end::End),
     #[command(hide = true, name = memdev::attach::daemon::SUBCOMMAND)]
     AttachDaemon(AttachDaemon),
     #[command(hide = true)]
@@ -112,6 +125,12 @@ fn parse_and_run() -> Result<ExitCode, Failure> {
         Command::Map(args) => map::run(&args)?,
         Command::Attach(args) => attach::run(args)?,
         Command::Detach(args) => detach::run(&args)?,
+        Command::New(args) => new::run(args)?,
+        Command::Ps(args) => ps::run(&args)?,
+        Command::Stat(args) => stat::run(&args)?,
+        Command::Top(args) => top::run(&args)?,
+        Command::Set(args) => set::run(&args)?,
+        Command::End(args) => end::run(&args)?,
         Command::AttachDaemon(_) => return Ok(memdev::attach::daemon::run()),
         Command::Generate(args) => generate::run(&args)?,
     }

@@ -16,6 +16,7 @@ use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use memdev::Result;
 use memdev::handshake::Knobs;
+use memdev::net::Address;
 use memdev::overlay::BlockSize;
 use memdev::worker::{Server, ServerConfig, default_budget};
 
@@ -121,6 +122,7 @@ pub(crate) fn run(args: Serve) -> Result<(), Failure> {
     let ways_in = args.ways.open(inherited, &confinement, tls.is_demanded())?;
     let uris: Vec<String> =
         ways_in.listeners.iter().map(|listener| listener.address().uri(tls.is_demanded())).collect();
+    let control = ways_in.control.as_ref().map(|control| control.address().clone());
     let config = args.into_config(ways_in, tls);
     // From here on this process has only what it needs to serve: open and read beforehand what else it takes to start.
     let entered = confinement.enter(&confine::needs(&config))?;
@@ -134,6 +136,9 @@ pub(crate) fn run(args: Serve) -> Result<(), Failure> {
     for uri in uris {
         // With stderr closed nobody wants to know.
         let _ = writeln!(io::stderr(), "listening on {uri}");
+    }
+    if let Some(Address::Unix(path)) = control {
+        let _ = writeln!(io::stderr(), "control socket at {}", path.display());
     }
     notifier.ready();
     // Outside of the log's macro, which does not look at its arguments when it has nothing to log.
@@ -164,6 +169,7 @@ impl Serve {
             },
             limits: self.limits.into_limits(),
             tls: tls.server,
+            control: ways_in.control,
         }
     }
 }

@@ -76,6 +76,7 @@ pub(super) const PLAIN: &[c_long] = &[
     libc::SYS_sysinfo,
     // Memory; what makes it executable is in `conditional`.
     libc::SYS_munmap,
+    libc::SYS_munlock,
     libc::SYS_mremap,
     libc::SYS_brk,
     // The threads that are there: their first steps, and their end. None is started any more.

@@ -28,3 +28,4 @@ pub use listener::Listener;
 pub use party::{Full, Most, Party, Place, Tally};
 pub use stream::{Outlook, Peer, PeerKind, Stream};
 pub use uri::Uri;
+pub(crate) use uri::{percent_decode, percent_encode};

@@ -135,6 +135,12 @@ impl Tally {
         Ok(Place { member: Arc::clone(member) })
     }
 
+    /// How many there may be.
+    #[must_use]
+    pub fn most(&self) -> Most {
+        self.most
+    }
+
     /// How many there are.
     #[must_use]
     pub fn all(&self) -> usize {

@@ -158,7 +158,7 @@ impl fmt::Display for Uri {
 }
 
 /// Escapes every byte that is not certain to pass unharmed through a URI's path or query, and through a shell's words.
-pub(super) fn percent_encode(text: &OsStr) -> String {
+pub(crate) fn percent_encode(text: &OsStr) -> String {
     let mut out = String::with_capacity(text.len());
     for &byte in text.as_bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~/@:".contains(&byte) {
@@ -171,7 +171,7 @@ pub(super) fn percent_encode(text: &OsStr) -> String {
 }
 
 /// The bytes behind the escapes; `None` if a `%` is not followed by two hexadecimal digits.
-fn percent_decode(text: &str) -> Option<Vec<u8>> {
+pub(crate) fn percent_decode(text: &str) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {

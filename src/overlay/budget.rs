@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// What may be held, and what is held, in bytes.
 #[derive(Debug)]
 pub struct Budget {
-    limit: u64,
+    /// Changed by whoever runs the server, while it is used.
+    limit: AtomicU64,
     data: AtomicU64,
     map: AtomicU64,
     pinned: sync::atomic::AtomicU64,
@@ -48,7 +49,26 @@ impl Budget {
 
     fn empty(limit: u64, pinned_margin: u64, parent: Option<Arc<Self>>) -> Self {
         let [data, map] = [const { AtomicU64::new(0) }; 2];
-        Self { limit, data, map, pinned: sync::atomic::AtomicU64::new(0), pinned_margin, parent }
+        Self {
+            limit: AtomicU64::new(limit),
+            data,
+            map,
+            pinned: sync::atomic::AtomicU64::new(0),
+            pinned_margin,
+            parent,
+        }
+    }
+
+    /// Bytes that may be held.
+    #[must_use]
+    pub fn limit(&self) -> u64 {
+        self.limit.load(Ordering::Relaxed)
+    }
+
+    /// Changes what may be held, from the next block on. What is held already stays, even if it is more: then there is no
+    /// more of it before so much was given back.
+    pub fn set_limit(&self, bytes: u64) {
+        self.limit.store(bytes, Ordering::Relaxed);
     }
 
     /// Bytes of data held.
@@ -76,15 +96,15 @@ impl Budget {
     /// A session's map may take this much beside its data: enough for a session full of blocks of 4 KiB that all lie in
     /// leaves of their own.
     fn map_margin(&self) -> u64 {
-        self.limit / 16 + (1 << 20)
+        self.limit() / 16 + (1 << 20)
     }
 
     pub(super) fn charge_data(&self, bytes: u64) -> Outcome<()> {
         let data = self.data.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let within = match &self.parent {
-            None => data + self.map() + self.pinned_beyond_margin() <= self.limit,
+            None => data + self.map() + self.pinned_beyond_margin() <= self.limit(),
             Some(parent) => {
-                data + self.pinned_beyond_margin() <= self.limit && parent.charge_data(bytes).is_ok()
+                data + self.pinned_beyond_margin() <= self.limit() && parent.charge_data(bytes).is_ok()
             }
         };
         if within {
@@ -97,7 +117,7 @@ impl Budget {
     pub(super) fn charge_map(&self, bytes: u64) -> Outcome<()> {
         let map = self.map.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let within = match &self.parent {
-            None => self.data() + map + self.pinned_beyond_margin() <= self.limit,
+            None => self.data() + map + self.pinned_beyond_margin() <= self.limit(),
             Some(parent) => map <= self.map_margin() && parent.charge_map(bytes).is_ok(),
         };
         if within {
@@ -114,7 +134,7 @@ impl Budget {
     pub(super) fn check_pinned(&self) -> Outcome<()> {
         match self.pinned_beyond_margin() {
             0 => {}
-            beyond if self.data() + self.map() + beyond > self.limit => return Err(ErrorKind::OutOfSpace),
+            beyond if self.data() + self.map() + beyond > self.limit() => return Err(ErrorKind::OutOfSpace),
             _ => {}
         }
         self.parent.as_ref().map_or(Ok(()), |parent| parent.check_pinned())
@@ -171,6 +191,19 @@ mod tests {
         session.uncharge_data(4096);
         assert!(session.charge_data(4096).is_ok());
         assert_eq!((session.data(), total.data()), (8192, 8192));
+    }
+
+    #[test]
+    fn a_limit_that_is_changed_holds_from_then_on() {
+        let total = Budget::total(1 << 30);
+        let session = Budget::within(&total, 8192).unwrap();
+        assert!(session.charge_data(8192).is_ok());
+        session.set_limit(4096);
+        assert_eq!((session.limit(), session.data()), (4096, 8192), "what it has it keeps");
+        session.uncharge_data(4096);
+        assert_eq!(session.charge_data(4096), Err(ErrorKind::OutOfSpace));
+        session.set_limit(8192);
+        assert!(session.charge_data(4096).is_ok());
     }
 
     #[test]

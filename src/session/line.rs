@@ -1,9 +1,11 @@
 //! A connection as its session sees it: something that can be fenced off.
 
-use crate::net::{PeerKind, Stream};
+use super::Traffic;
+use crate::net::{Peer, PeerKind, Stream};
+use crossbeam::utils::CachePadded;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// One connection to a session.
 #[derive(Debug)]
@@ -12,6 +14,9 @@ pub struct Line {
     standing: Mutex<Standing>,
     /// The worker holds part of a request that came over it.
     in_request: AtomicBool,
+    /// Made with the first request, so that a connection that does nothing costs nothing. Padded, since its worker writes to
+    /// it all the time.
+    traffic: OnceLock<Box<CachePadded<Traffic>>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +46,34 @@ pub struct TurnGuard<'a> {
 
 impl Line {
     pub(super) fn new(stream: Arc<Stream>) -> Self {
-        Self { stream, standing: Mutex::new(Standing::Good), in_request: AtomicBool::new(false) }
+        Self {
+            stream,
+            standing: Mutex::new(Standing::Good),
+            in_request: AtomicBool::new(false),
+            traffic: OnceLock::new(),
+        }
+    }
+
+    /// What goes over it, for its worker to count.
+    pub fn traffic(&self) -> &Traffic {
+        self.traffic.get_or_init(Box::default)
+    }
+
+    /// What went over it, if anything did.
+    pub(super) fn counted(&self) -> Option<&Traffic> {
+        self.traffic.get().map(|traffic| &***traffic)
+    }
+
+    /// Who is at the other end.
+    pub(super) fn peer(&self) -> &Peer {
+        self.stream.peer()
+    }
+
+    /// Ends it: nothing more that comes over it is done, and its client sees that it is closed.
+    pub(super) fn hang_up(&self) {
+        *self.lock() = Standing::Fenced;
+        // Where there is nobody any more, it has ended already.
+        let _ = rustix::net::shutdown(&*self.stream, rustix::net::Shutdown::Both);
     }
 
     /// Asks for a turn.

@@ -17,18 +17,27 @@
 //! any, and none begins after that. Where it cannot be known yet whether the client has hung up, the connection is
 //! *doubtful*: its requests wait until it is known.
 
+mod census;
 mod line;
 mod name;
+mod points;
 mod registry;
+mod traffic;
 
+pub use census::{Found, Rates};
 pub use line::{Line, Turn, TurnGuard};
 pub use name::{Request, SessionId};
+pub use points::Checkpoint;
 pub use registry::{Attachment, Description, Limits, Registry};
+pub use traffic::{Count, Histogram, Kind, Totals, Traffic};
 
 use crate::cow::Device;
 use crate::net::tls::Fingerprint;
 use crate::net::{Peer, PeerKind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use census::Samples;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 /// Whom a named session belongs to.
@@ -61,12 +70,28 @@ impl Owner {
     }
 }
 
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Certificate(fingerprint) => write!(f, "certificate {fingerprint}"),
+            Self::User(uid) => write!(f, "user {uid}"),
+            Self::Machine(cid) => write!(f, "machine {cid}"),
+            Self::WhoKnowsTheName => f.write_str("who knows its name"),
+        }
+    }
+}
+
 /// One private writable world.
 #[derive(Debug)]
 pub struct Session {
+    /// Its number among all sessions that this process ever had.
+    serial: u64,
     device: Device,
-    owner: Owner,
+    /// Without one it belongs to whoever enters it first.
+    owner: OnceLock<Owner>,
+    born: Instant,
     attached: Mutex<Attached>,
+    samples: Mutex<Samples>,
 }
 
 #[derive(Debug)]
@@ -74,11 +99,34 @@ struct Attached {
     lines: Vec<Arc<Line>>,
     /// When the last one left; meaningful while there is none.
     left: Instant,
+    /// It was made for somebody who has not come yet, and stays until then.
+    awaited: bool,
+    /// What went over those that have left, once there was anything.
+    past: Option<Box<Totals>>,
 }
 
 impl Session {
     fn new(device: Device, owner: Owner) -> Self {
-        Self { device, owner, attached: Mutex::new(Attached { lines: Vec::new(), left: Instant::now() }) }
+        Self::owned_by(device, OnceLock::from(owner))
+    }
+
+    /// One that belongs to whoever enters it first.
+    fn unclaimed(device: Device) -> Self {
+        Self::owned_by(device, OnceLock::new())
+    }
+
+    fn owned_by(device: Device, owner: OnceLock<Owner>) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let born = Instant::now();
+        let attached = Attached { lines: Vec::new(), left: born, awaited: false, past: None };
+        Self {
+            serial: NEXT.fetch_add(1, Ordering::Relaxed),
+            device,
+            owner,
+            born,
+            attached: Mutex::new(attached),
+            samples: Mutex::new(Samples::since(born)),
+        }
     }
 
     /// Its block device.

@@ -1,6 +1,6 @@
 //! All images and sessions of a server, by name.
 
-use super::{Attached, Line, Owner, Request, Session, SessionId};
+use super::{Attached, Line, Owner, Request, Session, SessionId, Totals};
 use crate::base::{Image, Source};
 use crate::cow::Device;
 use crate::error::{Error, ErrorKind, Result};
@@ -45,7 +45,7 @@ const REST: u32 = 20;
 /// but never longer than this.
 const LONGEST_REST: Duration = Duration::from_millis(100);
 
-type Named = HashMap<(usize, SessionId), (Arc<Session>, Place)>;
+pub(super) type Named = HashMap<(usize, SessionId), (Arc<Session>, Place)>;
 
 /// Work for the housekeeper.
 #[derive(Debug)]
@@ -65,6 +65,10 @@ pub struct Registry {
     limits: Limits,
     sessions: Arc<Tally>,
     named: Mutex<Named>,
+    /// Sessions of one connection each, by their serial numbers, with their images' places among the sources.
+    private: Mutex<HashMap<u64, (usize, Arc<Session>)>>,
+    /// What went over connections that are closed.
+    past: Mutex<Totals>,
     chores: (Sender<Chore>, Receiver<Chore>),
     stopping: AtomicBool,
 }
@@ -80,6 +84,8 @@ impl Registry {
             limits,
             sessions: Tally::new(limits.sessions),
             named: Mutex::default(),
+            private: Mutex::default(),
+            past: Mutex::default(),
             chores: unbounded(),
             stopping: AtomicBool::new(false),
         })
@@ -97,7 +103,29 @@ impl Registry {
         &self.pool
     }
 
-    fn named(&self) -> MutexGuard<'_, Named> {
+    /// What all sessions may hold, and hold.
+    #[must_use]
+    pub fn total(&self) -> &Arc<Budget> {
+        &self.total
+    }
+
+    /// How many sessions there are, and may be.
+    #[must_use]
+    pub fn tally(&self) -> &Arc<Tally> {
+        &self.sessions
+    }
+
+    pub(super) fn private(&self) -> MutexGuard<'_, HashMap<u64, (usize, Arc<Session>)>> {
+        // As the map of the named ones.
+        self.private.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn past(&self) -> MutexGuard<'_, Totals> {
+        // Sums; at worst one of them lacks something.
+        self.past.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn named(&self) -> MutexGuard<'_, Named> {
         // Insertions and removals leave the map whole.
         self.named.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -133,7 +161,7 @@ impl Registry {
         Ok(describe(source, id.as_ref(), &image))
     }
 
-    fn look_up(&self, export_name: &str) -> Result<(usize, &Source, Option<SessionId>)> {
+    pub(super) fn look_up(&self, export_name: &str) -> Result<(usize, &Source, Option<SessionId>)> {
         if self.stopping.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorKind::Shutdown, "Server is shutting down"));
         }
@@ -164,7 +192,12 @@ impl Registry {
         let image = source.current();
         let line = Arc::new(Line::new(Arc::clone(stream)));
         let (session, place) = match &id {
-            None => self.make_session(image, stream).map(|(session, place)| (session, Some(place)))?,
+            None => {
+                let (session, place) = self.make_session(image, stream)?;
+                session.attached().lines.push(Arc::clone(&line));
+                self.private().insert(session.serial, (index, Arc::clone(&session)));
+                (session, Some(place))
+            }
             Some(id) => (self.enter((index, id.clone()), image, export_name, stream, &line)?, None),
         };
         let description = describe(source, id.as_ref(), session.device.image());
@@ -184,6 +217,7 @@ impl Registry {
         let session = match named.get(&key) {
             Some((session, _)) => {
                 admit(session, export_name, stream)?;
+                session.owner.get_or_init(|| Owner::of(stream.peer()));
                 Arc::clone(session)
             }
             None => {
@@ -200,6 +234,7 @@ impl Registry {
                 return Err(error.on(export_name).advise("close some of them first"));
             }
             let others = attached.lines.clone();
+            attached.awaited = false;
             attached.lines.push(Arc::clone(line));
             others
         };
@@ -210,23 +245,45 @@ impl Registry {
     }
 
     fn make_session(&self, image: Arc<Image>, stream: &Stream) -> Result<(Arc<Session>, Place)> {
-        let place = self.sessions.enter(Party::of(stream.peer())).map_err(too_many)?;
-        let budget = Budget::within(&self.total, self.limits.session_memory)
+        let (device, place) = self.make_device(image, Party::of(stream.peer()), None)?;
+        Ok((Arc::new(Session::new(device, Owner::of(stream.peer()))), place))
+    }
+
+    /// An empty device over `image`, with a limit of its own if `memory` says so, and a place for a session of `party`.
+    pub(super) fn make_device(
+        &self,
+        image: Arc<Image>,
+        party: Party,
+        memory: Option<u64>,
+    ) -> Result<(Device, Place)> {
+        let place = self.sessions.enter(party).map_err(too_many)?;
+        let budget = Budget::within(&self.total, memory.unwrap_or(self.limits.session_memory))
             .map_err(|kind| Error::new(kind, "The server's memory is used up"))?;
         let blocks = self.pool.block_size().blocks_for(image.size());
         let overlay = Overlay::new(blocks, Arc::clone(&self.pool), budget);
-        Ok((Arc::new(Session::new(Device::new(image, overlay), Owner::of(stream.peer()))), place))
+        Ok((Device::new(image, overlay), place))
     }
 
     fn leave(&self, session: &Arc<Session>, line: &Arc<Line>, named: bool) {
+        if let Some(traffic) = line.counted() {
+            *self.past() += traffic;
+        }
         if named {
             let mut attached = session.attached();
             attached.lines.retain(|other| !Arc::ptr_eq(other, line));
+            if let Some(traffic) = line.counted() {
+                **attached.past.get_or_insert_default() += traffic;
+            }
             if attached.lines.is_empty() {
                 attached.left = Instant::now();
                 self.give(Chore::Look);
             }
-        } else if session.device.overlay().budget().data() > 0 {
+            return;
+        }
+        // Under no lock longer than it takes: it may be the last that holds the session.
+        let own = self.private().remove(&session.serial);
+        drop(own);
+        if session.device.overlay().budget().data() > 0 {
             self.give(Chore::End(Arc::clone(session)));
         }
     }
@@ -265,8 +322,8 @@ impl Registry {
         let mut named = self.named();
         named.retain(|_, (session, _)| {
             let attached = session.attached();
-            let Attached { lines, left } = &*attached;
-            if !lines.is_empty() {
+            let Attached { lines, left, awaited, .. } = &*attached;
+            if !lines.is_empty() || *awaited {
                 return true;
             }
             let remaining = (*left + self.limits.linger).saturating_duration_since(now);
@@ -314,7 +371,8 @@ fn too_many(full: Full) -> Error {
 }
 
 fn admit(session: &Session, export_name: &str, stream: &Stream) -> Result<()> {
-    if session.owner.admits(stream.peer()) {
+    // Entering one that is nobody's makes it the first comer's: see `Registry::enter`.
+    if session.owner.get().is_none_or(|owner| owner.admits(stream.peer())) {
         return Ok(());
     }
     Err(Error::new(ErrorKind::Denied, "This session belongs to another user:").on(export_name))

@@ -10,6 +10,7 @@ use crate::cow::{Device, Fragment, Piece};
 use crate::error::ErrorKind;
 use crate::overlay::Outcome;
 use crate::proto::REPLY_FLAG_DONE;
+use crate::session::Count;
 use std::ops::Range;
 
 /// Bytes of a read that are queued before others have a turn.
@@ -204,9 +205,15 @@ impl Transmission {
         let continued = now.start > whole.start;
         let pieces = &mut *cx.pieces;
         let mut base_end = 0;
+        let (mut from_base, mut from_overlay, mut from_holes) = (0, 0, 0);
         device.read(now.clone(), |piece| {
-            if let Piece::Base { offset, len } = &piece {
-                base_end = base_end.max(offset + *len as u64);
+            match &piece {
+                Piece::Base { offset, len } => {
+                    base_end = base_end.max(offset + *len as u64);
+                    from_base += *len as u64;
+                }
+                Piece::Blocks { len, .. } => from_overlay += *len as u64,
+                Piece::Zero { len } => from_holes += *len as u64,
             }
             pieces.push(piece);
         });
@@ -217,6 +224,19 @@ impl Transmission {
                 }
             }
             return Err(ErrorKind::Io);
+        }
+        let traffic = self.attachment.line().traffic();
+        for (source, bytes) in [
+            (Count::BytesFromBase, from_base),
+            (Count::BytesFromOverlay, from_overlay),
+            (Count::BytesFromHoles, from_holes),
+        ] {
+            if bytes > 0 {
+                traffic.add(source, bytes);
+            }
+        }
+        if now.end == whole.end {
+            cx.output.note_answer(asked);
         }
         cx.output.put_read(asked, continued, |output| {
             if asked.in_chunks() && !dont_fragment {

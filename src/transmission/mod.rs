@@ -13,6 +13,7 @@
 //! answered later. A refused request never takes the stream out of step: the payload of a refused write is thrown
 //! away before the next header is looked for.
 
+mod accounts;
 mod act;
 mod output;
 mod reply;
@@ -27,7 +28,7 @@ use crate::handshake::Negotiated;
 use crate::limits::WAITING_REQUESTS;
 use crate::overlay::Magazine;
 use crate::proto::{BadMagic, Command, ExtendedRequest, Request};
-use crate::session::{Attachment, Session};
+use crate::session::{Attachment, Kind, Session};
 use crate::sys::KernelSpanMut;
 use act::conclude;
 use arrayvec::ArrayVec;
@@ -239,7 +240,13 @@ impl Transmission {
         base_length: &mut Option<u64>,
         cx: &mut Context<'_>,
     ) -> usize {
-        let asked = Asked { form: self.form, cookie: request.cookie, offset: request.offset };
+        let kind = match request.command {
+            Command::Read => Kind::Read,
+            Command::Write => Kind::Write,
+            _ => Kind::Other,
+        };
+        let began = cx.output.now();
+        let asked = Asked { form: self.form, cookie: request.cookie, offset: request.offset, kind, began };
         let payload = payload_length(request, &self.negotiated);
         if self.form == Form::Extended && payload > u64::from(MAX_PAYLOAD) {
             tracing::debug!(payload, "payload is longer than any may be: hanging up");
@@ -247,7 +254,11 @@ impl Transmission {
             return 0;
         }
         self.bulk = request.command == Command::Write && request.length >= Self::BULK;
-        match validate(request, self.attachment.session().device().size(), &self.negotiated) {
+        let action = validate(request, self.attachment.session().device().size(), &self.negotiated);
+        if let Ok(action) = &action {
+            accounts::count(self.attachment.line().traffic(), action);
+        }
+        match action {
             Ok(Action::Write { range }) => return self.begin_write(asked, range, rest, cx),
             Ok(Action::ChosenStatus { payload: size, one }) => {
                 self.payload = Some(Payload::Status { asked, one, size, bytes: ArrayVec::new() });

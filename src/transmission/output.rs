@@ -9,6 +9,7 @@
 //! recycled under it. A base page that cannot be read makes the send fail; the replies that touch it are then turned
 //! into error replies, unless the client has got the beginning of one already: then only hanging up is honest.
 
+use super::accounts::Answered;
 use super::reply::Asked;
 use crate::cow::{Device, Piece};
 use crate::error::ErrorKind;
@@ -19,6 +20,7 @@ use arrayvec::ArrayVec;
 use std::io;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
+use std::time::Instant;
 
 /// Past this many segments, replies are sent before more of them are made: what one call can send.
 const ENOUGH_SEGMENTS: usize = MAX_SPANS - 64;
@@ -82,6 +84,8 @@ pub struct Output {
     /// The first segment that is not sent altogether, and what of it is.
     next: usize,
     next_sent: usize,
+    /// What the counters are to be told.
+    pub(super) answered: Answered,
 }
 
 impl Output {
@@ -95,6 +99,21 @@ impl Output {
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.queued >= REPLY_BYTES || self.segments.len() >= ENOUGH_SEGMENTS
+    }
+
+    /// When the input that is acted on now had arrived.
+    pub(super) fn now(&self) -> Option<Instant> {
+        self.answered.now()
+    }
+
+    /// Notes that the last of the answer to a request was put.
+    pub(super) fn note_answer(&mut self, asked: Asked) {
+        self.answered.note(asked);
+    }
+
+    /// Notes that an answer is an error.
+    pub(super) fn note_error(&mut self) {
+        self.answered.note_error();
     }
 
     /// Adds bytes of the server's own.
@@ -292,6 +311,7 @@ impl Output {
                 continue;
             }
             replaced = true;
+            self.note_error();
             let bytes = reads[index].asked.error(ErrorKind::Io.into());
             let error = Segment::Inline { start: self.bytes.len(), len: bytes.len() };
             self.bytes.extend_from_slice(&bytes);

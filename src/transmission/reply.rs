@@ -8,6 +8,8 @@ use crate::proto::{
     extended_data_chunk_header, extended_error_chunk, extended_hole_chunk, extended_none_chunk, hole_chunk,
     none_chunk, simple_reply,
 };
+use crate::session::Kind;
+use std::time::Instant;
 
 /// The kinds of reply; which of them a connection gets was negotiated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +39,9 @@ pub(super) struct Asked {
     pub(super) cookie: Cookie,
     /// Extended chunks repeat it.
     pub(super) offset: u64,
+    /// For the counters: of which kind it is, and when it came.
+    pub(super) kind: Kind,
+    pub(super) began: Option<Instant>,
 }
 
 impl Asked {
@@ -47,6 +52,7 @@ impl Asked {
 
     /// Success, and nothing more to say.
     pub(super) fn succeed(self, output: &mut Output) {
+        output.note_answer(self);
         match self.form {
             // Shorter than a chunk, and allowed instead of one.
             Form::Simple | Form::Structured => output.put(&simple_reply(None, self.cookie)),
@@ -56,6 +62,8 @@ impl Asked {
 
     /// An error: in a chunk there is room for words.
     pub(super) fn fail(self, refused: Refused, output: &mut Output) {
+        output.note_answer(self);
+        output.note_error();
         match self.form {
             Form::Simple => output.put(&simple_reply(Some(refused.errno), self.cookie)),
             Form::Structured | Form::Extended => output.put(&self.error(refused)),
@@ -64,7 +72,7 @@ impl Asked {
 
     /// The bytes of [`Asked::fail`].
     pub(super) fn error(self, Refused { errno, message }: Refused) -> Vec<u8> {
-        let Self { form, cookie, offset } = self;
+        let Self { form, cookie, offset, .. } = self;
         match form {
             Form::Simple => simple_reply(Some(errno), cookie).to_vec(),
             Form::Structured => error_chunk(REPLY_FLAG_DONE, cookie, errno, message),
@@ -83,7 +91,7 @@ impl Asked {
 
     /// What goes before `length` bytes of data, not 0, that are at `at`.
     pub(super) fn put_data_header(self, flags: u16, at: u64, length: u32, output: &mut Output) {
-        let Self { form, cookie, offset } = self;
+        let Self { form, cookie, offset, .. } = self;
         match form {
             Form::Simple => output.put(&simple_reply(None, cookie)),
             Form::Structured => output.put(&data_chunk_header(flags, cookie, at, length)),
@@ -95,7 +103,7 @@ impl Asked {
 
     /// The chunk that says that `length` bytes, not 0, at `at` are zero. There is no such thing in a simple reply.
     pub(super) fn put_hole(self, flags: u16, at: u64, length: u32, output: &mut Output) {
-        let Self { form, cookie, offset } = self;
+        let Self { form, cookie, offset, .. } = self;
         debug_assert_ne!(form, Form::Simple);
         match form {
             Form::Simple | Form::Structured => output.put(&hole_chunk(flags, cookie, at, length)),
@@ -111,7 +119,7 @@ impl Asked {
         extents: &[BlockState],
         output: &mut Output,
     ) {
-        let Self { form, cookie, offset } = self;
+        let Self { form, cookie, offset, .. } = self;
         let context = context.on_the_wire().id;
         let mut bytes = Vec::new();
         if form == Form::Extended {

@@ -44,6 +44,7 @@ fn flags(context: KnownContext, extent: &Extent) -> u32 {
 
 /// Answers a block status request: a chunk a context.
 pub(super) fn answer(device: &Device, asked: Asked, query: StatusQuery, output: &mut Output) {
+    output.note_answer(asked);
     let StatusQuery { range, one, contexts } = query;
     let most = if one { 1 } else { MOST_EXTENTS };
     let mut tallies: Vec<Tally> =

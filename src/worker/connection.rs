@@ -19,6 +19,7 @@ use crate::transmission::{Context, Flushed, Output, Pause, Transmission, Warm};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// What a worker lends to the connection that it drives.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub(super) struct Tools {
     pub(super) pieces: Vec<Piece>,
     pub(super) output: Output,
     pub(super) scratch: Scratch,
+    /// When the events of this turn were seen.
+    pub(super) now: Instant,
 }
 
 impl Tools {
@@ -40,6 +43,7 @@ impl Tools {
             pieces: Vec::new(),
             output: Output::default(),
             scratch: Scratch::default(),
+            now: Instant::now(),
         }
     }
 }
@@ -109,6 +113,8 @@ struct Lent<'a> {
     pieces: &'a mut Vec<Piece>,
     scratch: &'a mut Scratch,
     shared: &'a Shared,
+    /// When the input had arrived, or later, if something was done since.
+    now: Instant,
 }
 
 impl Connection {
@@ -174,10 +180,10 @@ impl Connection {
         if lends_output {
             std::mem::swap(&mut self.output, &mut tools.output);
         }
-        let Tools { buffer, magazine, orders, pieces, output: idle, scratch } = tools;
+        let Tools { buffer, magazine, orders, pieces, output: idle, scratch, now } = tools;
         let input = Input::new(buffer, &self.rest);
         self.rest.clear();
-        let mut lent = Lent { input, magazine, orders, pieces, scratch, shared };
+        let mut lent = Lent { input, magazine, orders, pieces, scratch, shared, now: *now };
         self.set_in_request(true);
         let next = self.work(&mut lent);
         if next != Next::Close {
@@ -278,7 +284,7 @@ impl Connection {
 
     /// Acts on the input.
     fn act(&mut self, lent: &mut Lent<'_>) -> Stop {
-        let Lent { input, magazine, orders, pieces, shared, .. } = lent;
+        let Lent { input, magazine, orders, pieces, shared, now, .. } = lent;
         if let Phase::Handshake(handshake) = &mut self.phase {
             let exports = Exports { shared, stream: self.wire.stream() };
             let mut replies = Vec::new();
@@ -316,6 +322,7 @@ impl Connection {
                 return Stop::At(Pause::Over);
             }
         };
+        self.output.begin(*now);
         let mut cx = Context { magazine, output: &mut self.output, orders, pieces };
         let (used, pause) = transmission.consume(input.bytes(), &mut cx);
         input.take(used);
@@ -324,7 +331,13 @@ impl Connection {
 
     fn flush(&mut self, lent: &mut Lent<'_>) -> io::Result<Flushed> {
         let device = device(&self.phase);
-        let flushed = self.wire.flush(&mut self.output, device, lent.magazine, lent.scratch)?;
+        let flushed = self.wire.flush(&mut self.output, device, lent.magazine, lent.scratch);
+        if let Phase::Transmission(transmission) = &self.phase
+            && let Some(now) = transmission.account(&mut self.output)
+        {
+            lent.now = now;
+        }
+        let flushed = flushed?;
         if flushed == Flushed::All {
             self.took_all = true;
         }

@@ -106,6 +106,7 @@ impl Worker {
             } else {
                 idle = false;
                 self.polling.found();
+                self.tools.now = Instant::now();
             }
             self.tools.scratch.begin_turn();
             for event in &events {

@@ -4,6 +4,7 @@
 //!   listeners ─┬─> worker 0: epoll, its connections, one receive buffer, one magazine of block memory
 //!              └─> worker 1: ...                    │ cold base pages            ^ they are here
 //!                                                   └──────> warmers: may wait for a disk
+//!   control: answers those who look after the server
 //!   housekeeper: ends sessions     tender: keeps block memory ready, wipes     watcher: pages that the kernel dropped
 //! ```
 //!
@@ -30,8 +31,9 @@ pub use limits::Limits;
 pub use memory::default_budget;
 
 use crate::base::Source;
+use crate::control;
 use crate::error::{Error, ErrorKind, Result};
-use crate::handshake::Knobs;
+use crate::handshake::{Knobs, TlsPolicy};
 use crate::net::tls::ServerTls;
 use crate::net::{Listener, Party, Stream, Tally};
 use crate::overlay::{BlockSize, Budget, Pool};
@@ -43,9 +45,9 @@ use seldom::Seldom;
 use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Threads that may wait for a disk: as many reads as a disk does well at a time.
 const WARMERS: usize = 16;
@@ -75,6 +77,8 @@ pub struct ServerConfig {
     pub limits: Limits,
     /// How to do TLS; must be there if `knobs` offers it.
     pub tls: Option<ServerTls>,
+    /// Where control clients come in: a unix socket that its owner only may connect to.
+    pub control: Option<Listener>,
 }
 
 /// What all threads of a server share.
@@ -118,6 +122,7 @@ pub struct Server {
     workers: Vec<JoinHandle<()>>,
     helpers: Vec<JoinHandle<()>>,
     tender: Option<JoinHandle<()>>,
+    control: Option<(JoinHandle<()>, control::Stopper)>,
     over: Receiver<()>,
 }
 
@@ -142,7 +147,8 @@ impl Server {
         let pool = Pool::new(memory, config.block_size)?;
         let count = config.workers.max(1);
         // A worker has its epoll and its bell. An image may be replaced, and then is open twice for a while.
-        let others = 2 * count + config.listeners.len() + 2 * config.images.len();
+        let controls = config.control.as_ref().map_or(0, |_| 2 + control::MOST_CLIENTS);
+        let others = 2 * count + config.listeners.len() + 2 * config.images.len() + controls;
         let connections = config.limits.most_connections(others)?;
         let limits = session::Limits {
             session_memory: config.session_memory.unwrap_or(memory),
@@ -172,12 +178,14 @@ impl Server {
         });
 
         let over = if shared.listeners().is_empty() { shared.connections.empty().clone() } else { never() };
-        let mut server = Self { shared, workers: Vec::new(), helpers: Vec::new(), tender: None, over };
+        let mut server =
+            Self { shared, workers: Vec::new(), helpers: Vec::new(), tender: None, control: None, over };
         // Nothing is ever sent: the workers wait until this end of it is gone.
         let (gate, opened) = bounded(0);
         let started = server
             .begin(config.connections)
             .and_then(|()| server.start_threads(inboxes, &orders, &opened))
+            .and_then(|()| config.control.map_or(Ok(()), |listener| server.start_control(listener, &opened)))
             .and_then(|()| ready());
         if started.is_err() {
             server.shared.stopping.store(true, Ordering::Release);
@@ -248,18 +256,43 @@ impl Server {
         Ok(())
     }
 
+    fn start_control(&mut self, listener: Listener, opened: &Receiver<Infallible>) -> Result<()> {
+        let shared = &self.shared;
+        let stopper = control::stopper()?;
+        let subject = control::Subject {
+            registry: Arc::clone(&shared.registry),
+            connections: Arc::clone(&shared.connections),
+            addresses: shared.listeners().iter().map(|listener| listener.address().clone()).collect(),
+            encrypted: shared.knobs.tls == TlsPolicy::Require,
+            workers: shared.mailboxes.len(),
+            started: Instant::now(),
+            told: Mutex::default(),
+        };
+        let (opened, stop) = (opened.clone(), stopper.clone());
+        let body = move || {
+            let _ = opened.recv();
+            control::serve(listener, &subject, &stop);
+        };
+        self.control = Some((spawn("control", body)?, stopper));
+        Ok(())
+    }
+
     /// Stops listening, hangs up on everybody, ends all sessions, wipes their memory, and returns when all threads
     /// have ended.
     ///
     /// # Errors
     /// When a thread had panicked.
     pub fn stop(self) -> Result<()> {
-        let Self { shared, workers, helpers, tender, over: _ } = self;
+        let Self { shared, workers, helpers, tender, control, over: _ } = self;
+        let mut fine = true;
+        if let Some((control, stopper)) = control {
+            stopper.stop();
+            fine &= control.join().is_ok();
+        }
         shared.stop_listening();
         shared.registry.stop();
         shared.stopping.store(true, Ordering::Release);
         shared.mailboxes.iter().for_each(Mailbox::wake);
-        let mut fine = true;
         for worker in workers {
             fine &= worker.join().is_ok();
         }

@@ -71,6 +71,7 @@ fn help_of_serve_has_its_options_defaults_and_examples_but_not_the_knobs() {
         "--vsock <[CID:]PORT>",
         "--insecure",
         "--fd <N>",
+        "--control <PATH>",
         "--memory <SIZE>",
         "--session-memory <SIZE>",
         "--block-size <SIZE>",
@@ -248,7 +249,20 @@ fn manual_and_completions_are_made_from_the_definition() {
     pages.sort();
     assert_eq!(
         pages,
-        ["memdev-attach.1", "memdev-detach.1", "memdev-info.1", "memdev-map.1", "memdev-serve.1", "memdev.1"]
+        [
+            "memdev-attach.1",
+            "memdev-detach.1",
+            "memdev-end.1",
+            "memdev-info.1",
+            "memdev-map.1",
+            "memdev-new.1",
+            "memdev-ps.1",
+            "memdev-serve.1",
+            "memdev-set.1",
+            "memdev-stat.1",
+            "memdev-top.1",
+            "memdev.1"
+        ]
     );
     memdev().args(["generate", "completions"]).arg(dir.path()).assert().success();
     assert!(fs::read_to_string(dir.path().join("memdev.bash")).unwrap().contains("--session-memory"));

@@ -28,6 +28,7 @@ fn config(dir: &Path) -> ServerConfig {
         knobs: Knobs::default(),
         limits: Limits::default(),
         tls: None,
+        control: None,
     }
 }
 

@@ -73,9 +73,10 @@ pub(super) fn bind_unix(path: &Path, mode: u32, confinement: &Confinement) -> Re
 pub(super) fn needs(config: &ServerConfig) -> Needs {
     // An image whose path cannot be made absolute cannot be opened either, and that is said when it is tried.
     let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+    let listeners = config.listeners.iter().chain(&config.control);
     Needs {
         images: config.images.iter().map(|(_, path)| absolute(path)).collect(),
-        sockets: config.listeners.iter().filter_map(Listener::file).map(Path::to_owned).collect(),
+        sockets: listeners.filter_map(Listener::file).map(Path::to_owned).collect(),
     }
 }
 

@@ -49,6 +49,13 @@ pub(super) struct Ways {
         value_parser = clap::value_parser!(i32).range(0..)
     )]
     fd: Option<i32>,
+
+    /// Answer 'memdev ps' and the other commands for live sessions on a unix socket
+    ///
+    /// It speaks HTTP with JSON (docs/control-api.md), to the server's own user and root only. It is removed when the
+    /// server ends.
+    #[arg(long, value_name = "PATH", value_parser = PathBufValueParser::new().try_map(unix_path))]
+    control: Option<PathBuf>,
 }
 
 /// What the process was started with.
@@ -61,6 +68,7 @@ pub(super) struct Inherited {
 pub(super) struct WaysIn {
     pub(super) listeners: Vec<Listener>,
     pub(super) connections: Vec<Stream>,
+    pub(super) control: Option<Listener>,
 }
 
 impl Ways {
@@ -95,7 +103,10 @@ impl Ways {
             listeners.extend(Listener::bind_all(&default)?);
         }
         check_exposure(&listeners, encrypted, self.insecure)?;
-        Ok(WaysIn { listeners, connections })
+        let control = self.control.as_ref();
+        let control =
+            control.map(|path| confine::bind_unix(path, Listener::UNIX_MODE, confinement)).transpose()?;
+        Ok(WaysIn { listeners, connections, control })
     }
 }
 

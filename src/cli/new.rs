@@ -1,0 +1,58 @@
+//! `memdev new NAME`: makes a session.
+
+use clap::Args;
+use memdev::control::model::NewSession;
+use memdev::session::SessionId;
+
+use super::control::{ControlArgs, json};
+use super::{Failure, size};
+
+/// Make a named session of a running server, and print the URI to connect to
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:\n  \
+        memdev new root --control /run/memdev/control.sock\n  \
+        memdev new root --id build-17 --memory 1G\n\n\
+        The session belongs to whoever connects to it first. It stays until it was used and left again for the server's\n\
+        --linger time, or ended (memdev end). Without --id its name has 128 random bits, which is what protects it over\n\
+        plain TCP.")]
+pub(crate) struct New {
+    /// The image's export name, as in 'memdev serve NAME=IMAGE'
+    #[arg(value_name = "NAME")]
+    image: String,
+
+    /// Its id, 1 to 64 letters, digits, dots, underscores or hyphens [default: 128 random bits]
+    #[arg(long, value_name = "ID", value_parser = id)]
+    id: Option<String>,
+
+    /// Memory for what it writes [default: as for every session]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    memory: Option<u64>,
+
+    /// Print all about it as JSON
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    control: ControlArgs,
+}
+
+pub(crate) fn run(args: New) -> Result<(), Failure> {
+    let mut client = args.control.connect()?;
+    let wanted = NewSession { image: Some(args.image), id: args.id, memory: args.memory };
+    let made = client.create(&wanted)?;
+    let text = if args.json {
+        json(&made)?
+    } else {
+        // A server that was given a connected socket listens nowhere.
+        let uri = made.session.uris.first().unwrap_or(&made.session.name);
+        format!("{uri}\n")
+    };
+    Ok(super::print(&text)?)
+}
+
+fn id(text: &str) -> Result<String, String> {
+    match SessionId::new(text) {
+        Some(_) => Ok(text.to_owned()),
+        None => Err("an id has 1 to 64 letters, digits, dots, underscores or hyphens".to_owned()),
+    }
+}

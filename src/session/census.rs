@@ -1,0 +1,244 @@
+//! Sessions as those see them who look after the server: a list of all, what each does and holds, and a hand on them.
+//!
+//! A named session is called by its export name, `IMAGE@ID`. A session of one connection has no name to enter it by; here
+//! it is called `IMAGE@:SERIAL`, which no client can ask for.
+
+use super::registry::Named;
+use super::{Count, Registry, Session, SessionId, Totals};
+use crate::base::Source;
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::Party;
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A session that was found, and what it is called.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// `IMAGE@ID` or `IMAGE@:SERIAL`.
+    pub name: String,
+    /// The name of its image.
+    pub image: String,
+    /// Its id, if it can be entered by one.
+    pub id: Option<String>,
+    /// Itself.
+    pub session: Arc<Session>,
+}
+
+/// What a session does in a second.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Rates {
+    /// Read requests.
+    pub reads: f64,
+    /// Write requests.
+    pub writes: f64,
+    /// Bytes read.
+    pub bytes_read: f64,
+    /// Bytes written.
+    pub bytes_written: f64,
+}
+
+/// What was counted at some moment.
+#[derive(Clone, Copy, Debug)]
+struct Sample {
+    at: Instant,
+    counts: [u64; 4],
+}
+
+/// The last two samples: rates are from the earlier one on, so that they are never those of too short a time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Samples([Sample; 2]);
+
+impl Samples {
+    pub(super) fn since(born: Instant) -> Self {
+        Self([Sample { at: born, counts: [0; 4] }; 2])
+    }
+}
+
+impl Sample {
+    fn of(totals: &Totals, at: Instant) -> Self {
+        let counted = [Count::Reads, Count::Writes, Count::BytesRead, Count::BytesWritten];
+        Self { at, counts: counted.map(|what| totals.get(what)) }
+    }
+
+    fn rates_since(&self, earlier: &Self) -> Rates {
+        let time = self.at.saturating_duration_since(earlier.at).max(Duration::from_millis(1)).as_secs_f64();
+        #[allow(clippy::cast_precision_loss, reason = "a rate, for people")]
+        let rate = |index: usize| self.counts[index].saturating_sub(earlier.counts[index]) as f64 / time;
+        Rates { reads: rate(0), writes: rate(1), bytes_read: rate(2), bytes_written: rate(3) }
+    }
+}
+
+impl Session {
+    /// Its number among all sessions that this process has had: those that were made later have higher ones.
+    #[must_use]
+    pub fn serial(&self) -> u64 {
+        self.serial
+    }
+
+    /// How long it has been there.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.born.elapsed()
+    }
+
+    /// Whom it belongs to, as `user 1000`; `None` as long as it is anybody's.
+    #[must_use]
+    pub fn owner(&self) -> Option<String> {
+        self.owner.get().map(ToString::to_string)
+    }
+
+    /// How many connections are in it.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.attached().lines.len()
+    }
+
+    /// Who is in it, as the log calls them; one for each connection.
+    #[must_use]
+    pub fn peers(&self) -> Vec<String> {
+        self.attached().lines.iter().map(|line| line.peer().to_string()).collect()
+    }
+
+    /// What went over all of its connections so far.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        let attached = self.attached();
+        let mut totals = attached.past.as_deref().cloned().unwrap_or_default();
+        attached.lines.iter().filter_map(|line| line.counted()).for_each(|traffic| totals += traffic);
+        totals
+    }
+
+    /// What it does in a second, given what it did so far: on average since the last but one [`Session::sample`], or since
+    /// it was made.
+    #[must_use]
+    pub fn rates(&self, totals: &Totals) -> Rates {
+        let Samples([earlier, _]) = *self.samples();
+        Sample::of(totals, Instant::now()).rates_since(&earlier)
+    }
+
+    /// Takes note of what it did so far, for [`Session::rates`]; to be called in equal intervals.
+    pub fn sample(&self) {
+        let now = Sample::of(&self.totals(), Instant::now());
+        let mut samples = self.samples();
+        samples.0 = [samples.0[1], now];
+    }
+
+    fn samples(&self) -> MutexGuard<'_, Samples> {
+        self.samples.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hangs up on everybody who is in it.
+    fn hang_up(&self) {
+        // Without the lock: a line may be in the middle of its turn, and its worker may want to leave the session.
+        let lines = self.attached().lines.clone();
+        lines.iter().for_each(|line| line.hang_up());
+    }
+}
+
+impl Registry {
+    /// All sessions, the oldest first.
+    #[must_use]
+    pub fn sessions(&self) -> Vec<Found> {
+        let mut found: Vec<Found> = Vec::new();
+        found.extend(
+            self.named()
+                .iter()
+                .map(|((index, id), (session, _))| self.called(*index, Some(id), Arc::clone(session))),
+        );
+        found.extend(
+            self.private().values().map(|(index, session)| self.called(*index, None, Arc::clone(session))),
+        );
+        found.sort_unstable_by_key(|found| found.session.serial);
+        found
+    }
+
+    fn called(&self, index: usize, id: Option<&SessionId>, session: Arc<Session>) -> Found {
+        let image = self.sources().get(index).map_or("", Source::name).to_owned();
+        let name = match id {
+            Some(id) => format!("{image}@{id}"),
+            None => format!("{image}@:{}", session.serial),
+        };
+        Found { name, image, id: id.map(ToString::to_string), session }
+    }
+
+    /// The session that is called `name`.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none, `Invalid` when nothing can be called so.
+    pub fn session(&self, name: &str) -> Result<Found> {
+        let unknown = || Error::new(ErrorKind::NotFound, "No such session:").on(name).advise(ASK);
+        if let Some((image, serial)) = name.split_once("@:") {
+            let serial: u64 = serial.parse().map_err(|_| unknown())?;
+            let (index, session) = self.private().get(&serial).cloned().ok_or_else(unknown)?;
+            let found = self.called(index, None, session);
+            return if image == found.image { Ok(found) } else { Err(unknown()) };
+        }
+        let (index, id) = self.parse_named(name)?;
+        let session = self.named().get(&(index, id.clone())).map(|(session, _)| Arc::clone(session));
+        Ok(self.called(index, Some(&id), session.ok_or_else(unknown)?))
+    }
+
+    fn parse_named(&self, name: &str) -> Result<(usize, SessionId)> {
+        let (index, _, id) = self.look_up(name)?;
+        let none = || Error::new(ErrorKind::Invalid, "Not the name of a session:").on(name).advise(ASK);
+        Ok((index, id.ok_or_else(none)?))
+    }
+
+    /// Makes the named session `name` for somebody who is going to enter it, and whose it is then. It stays until it was
+    /// entered and left again, or ended; `party` is who is counted as its maker. With `memory`, that many bytes of data are
+    /// its limit instead of the usual ones.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such image, `Invalid` when the name is none of a session, `InUse` when it is there
+    /// already, `Denied` when there are as many sessions as there may be, `OutOfSpace` when there is no memory for it.
+    pub fn create(&self, name: &str, party: Party, memory: Option<u64>) -> Result<Found> {
+        let (index, id) = self.parse_named(name)?;
+        let image = self.sources()[index].current();
+        let mut named: MutexGuard<'_, Named> = self.named();
+        let key = (index, id);
+        if named.contains_key(&key) {
+            let error = Error::new(ErrorKind::InUse, "There is such a session already:").on(name);
+            return Err(error.advise("choose another id"));
+        }
+        let (device, place) = self.make_device(image, party, memory)?;
+        let session = Arc::new(Session::unclaimed(device));
+        session.attached().awaited = true;
+        let found = self.called(index, Some(&key.1), Arc::clone(&session));
+        named.insert(key, (session, place));
+        Ok(found)
+    }
+
+    /// Ends the session that is called `name`: hangs up on everybody who is in it. Its memory is free when all of its
+    /// connections have been closed, which their workers do at once. Whoever asks for its name after that gets a new one.
+    ///
+    /// # Errors
+    /// As [`Registry::session`].
+    pub fn end(&self, name: &str) -> Result<()> {
+        let found = self.session(name)?;
+        if found.id.is_some() {
+            let key = self.parse_named(name)?;
+            let mut named = self.named();
+            // Somebody may have made a new one by that name meanwhile.
+            let is_it = named.get(&key).is_some_and(|(session, _)| Arc::ptr_eq(session, &found.session));
+            let ended = is_it.then(|| named.remove(&key));
+            drop(named);
+            drop(ended);
+        }
+        found.session.hang_up();
+        Ok(())
+    }
+
+    /// What went over all connections that there ever were.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        // In this order: what is closed in between is missing from this sum, and never counted twice.
+        let mut totals = self.past().clone();
+        for Found { session, .. } in self.sessions() {
+            let attached = session.attached();
+            attached.lines.iter().filter_map(|line| line.counted()).for_each(|traffic| totals += traffic);
+        }
+        totals
+    }
+}
+
+const ASK: &str = "'memdev ps' lists the sessions";
