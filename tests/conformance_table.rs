@@ -5,10 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Test files that are still to come. A row may name one of these as a whole, without a test of it; once the list is
-/// empty, every row names its tests, and every page files that are there.
-const PENDING: &[&str] = &[];
-
 /// A rule and who holds memdev to it.
 struct Row {
     line: usize,
@@ -86,9 +82,7 @@ fn every_rule_has_a_test_that_exists_or_a_reason() {
         }
         for name in named {
             let Some((path, function)) = name.split_once("::") else {
-                if !PENDING.contains(&name) {
-                    wrong.push(format!("line {line}: {name:?} is no FILE::TEST, nor is it PENDING"));
-                }
+                wrong.push(format!("line {line}: {name:?} is no FILE::TEST"));
                 continue;
             };
             if !file(path).is_file() {
@@ -123,8 +117,7 @@ fn tests_that_other_pages_name_exist() {
         for name in text.lines().flat_map(quoted) {
             let (path, function) =
                 name.split_once("::").map_or((name, None), |(path, name)| (path, Some(name)));
-            let short = path.strip_prefix("tests/").unwrap_or(path);
-            if !path.contains(".rs") || PENDING.contains(&short) {
+            if !path.contains(".rs") {
                 continue;
             }
             named += 1;
@@ -137,15 +130,4 @@ fn tests_that_other_pages_name_exist() {
         assert!(named > 5, "{page} names its tests");
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-}
-
-#[test]
-fn nothing_is_pending_that_is_not_waited_for() {
-    let rows = rows();
-    let threats = fs::read_to_string(root().join("docs/threat-model.md")).expect("the page is there");
-    for name in PENDING {
-        let waits = rows.iter().any(|row| quoted(&row.test).contains(name));
-        let waits = waits || threats.contains(&format!("tests/{name}"));
-        assert!(waits, "nothing waits for {name}: take it out of the list");
-    }
 }

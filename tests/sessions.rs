@@ -84,6 +84,19 @@ fn a_session_has_room_for_256_connections_and_others_do_not_wait_for_them() {
 }
 
 #[test]
+fn a_session_that_is_asked_for_only_if_it_is_there_is_not_made() {
+    let (_dir, _image, server) = serve();
+    let refusal = server.try_client("base@x?").map(drop).expect_err("there is none");
+    assert_eq!(refusal.kind, nbd::REP_ERR_UNKNOWN);
+    let mut one = server.client("base@x");
+    one.write(4096, &[1; 8192]);
+    let mut looker = server.client("base@x?");
+    assert_eq!(looker.read(4096, 8192), [1; 8192]);
+    let refusal = server.try_client("base@y?").map(drop).expect_err("there is none");
+    assert_eq!(refusal.kind, nbd::REP_ERR_UNKNOWN);
+}
+
+#[test]
 fn what_one_connection_was_acknowledged_every_other_sees() {
     let (_dir, _image, server) = serve_with(&["--workers", "2"]);
     let mut writer = server.client("base@flush");

@@ -22,6 +22,7 @@ pub fn body(data: &[u8]) {
             assert_eq!(format!("{image}@{id}"), text);
             assert_eq!(SessionId::new(&id.to_string()), Some(id));
         }
+        Request::Existing(image, id) => assert_eq!(format!("{image}@{id}?"), text),
         Request::BadId(id) => {
             assert!(text.ends_with(id) && SessionId::new(id).is_none());
         }

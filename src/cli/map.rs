@@ -18,7 +18,8 @@ use memdev::net::Uri;
         Of an image file, what the server would tell of it: data, and the holes that the file system knows. Of an \
         export, what its server tells; with memdev as server also whose the data is: depth 0 is what the session \
         wrote itself, depth 1 the image under it. Any other server has one layer, depth 0. A session is seen under \
-        its own name, NAME@ID: a plain NAME is a new session each time, in which nothing is written yet.",
+        its own name, NAME@ID, and is not made by that if it is not there; a plain NAME is a new session each time, in which \
+        nothing is written yet.",
     after_help = "Examples:\n  \
         memdev map root.img                        where an image has data\n  \
         memdev map nbd://localhost/root@alice      what session 'alice' wrote, and what it sees\n  \

@@ -3,7 +3,7 @@
 //! A named session is called by its export name, `IMAGE@ID`. A session of one connection has no name to enter it by; here
 //! it is called `IMAGE@:SERIAL`, which no client can ask for.
 
-use super::registry::Named;
+use super::registry::{Named, Wanted};
 use super::{Count, Registry, Session, SessionId, Totals};
 use crate::base::Source;
 use crate::error::{Error, ErrorKind, Result};
@@ -179,7 +179,7 @@ impl Registry {
     }
 
     fn parse_named(&self, name: &str) -> Result<(usize, SessionId)> {
-        let (index, _, id) = self.look_up(name)?;
+        let Wanted { index, id, .. } = self.look_up(name)?;
         let none = || Error::new(ErrorKind::Invalid, "Not the name of a session:").on(name).advise(ASK);
         Ok((index, id.ok_or_else(none)?))
     }

@@ -1,4 +1,4 @@
-//! What an export name asks for: `NAME`, or `NAME@ID`.
+//! What an export name asks for: `NAME`, `NAME@ID`, or `NAME@ID?`.
 
 use std::fmt;
 
@@ -31,6 +31,8 @@ pub enum Request<'a> {
     Fresh(&'a str),
     /// The session of this name, shared with whoever else may name it.
     Named(&'a str, SessionId),
+    /// The same, if it is there already: for who only wants to look, and must not make what nobody else has made.
+    Existing(&'a str, SessionId),
     /// Behind the `@` is something that no session can be called.
     BadId(&'a str),
 }
@@ -41,9 +43,10 @@ impl<'a> Request<'a> {
     pub fn parse(export_name: &'a str) -> Self {
         match export_name.split_once('@') {
             None => Self::Fresh(export_name),
-            Some((image, id)) => match SessionId::new(id) {
-                Some(id) => Self::Named(image, id),
-                None => Self::BadId(id),
+            Some((image, id)) => match (SessionId::new(id), id.strip_suffix('?').and_then(SessionId::new)) {
+                (Some(id), _) => Self::Named(image, id),
+                (None, Some(id)) => Self::Existing(image, id),
+                (None, None) => Self::BadId(id),
             },
         }
     }
@@ -59,8 +62,9 @@ mod tests {
         assert_eq!(Request::parse("root"), Request::Fresh("root"));
         assert_eq!(Request::parse("root@a.B_3-"), Request::Named("root", SessionId::new("a.B_3-").unwrap()));
         assert_eq!(Request::parse("@x"), Request::Named("", SessionId::new("x").unwrap()));
+        assert_eq!(Request::parse("root@x?"), Request::Existing("root", SessionId::new("x").unwrap()));
         let long = "x".repeat(65);
-        for bad in ["", "a@b", "a/b", "a b", "ä", &long] {
+        for bad in ["", "?", "a??", "?a", "a@b", "a/b", "a b", "ä", &long] {
             assert_eq!(Request::parse(&format!("root@{bad}")), Request::BadId(bad));
         }
         assert!(SessionId::new(&long[1..]).is_some());

@@ -147,34 +147,37 @@ impl Registry {
     /// What `export_name` would give a client; makes nothing.
     ///
     /// # Errors
-    /// `NotFound` when there is no such image, `Invalid` when the session's id is none, `Denied` when the session is
+    /// `NotFound` when there is no such image, or no such session where one is asked for only if it is there, `Invalid` when the session's id is none, `Denied` when the session is
     /// another user's.
     pub fn describe(&self, export_name: &str, stream: &Stream) -> Result<Description> {
-        let (index, source, id) = self.look_up(export_name)?;
+        let Wanted { index, source, id, must_exist } = self.look_up(export_name)?;
         let session = id
             .as_ref()
             .and_then(|id| self.named().get(&(index, id.clone())).map(|(session, _)| Arc::clone(session)));
-        if let Some(session) = &session {
-            admit(session, export_name, stream)?;
+        match &session {
+            Some(session) => admit(session, export_name, stream)?,
+            None if must_exist => return Err(no_such_session(export_name)),
+            None => {}
         }
         let image = session.map_or_else(|| source.current(), |session| Arc::clone(session.device.image()));
         Ok(describe(source, id.as_ref(), &image))
     }
 
-    pub(super) fn look_up(&self, export_name: &str) -> Result<(usize, &Source, Option<SessionId>)> {
+    pub(super) fn look_up(&self, export_name: &str) -> Result<Wanted<'_>> {
         if self.stopping.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorKind::Shutdown, "Server is shutting down"));
         }
-        let (image, id) = match Request::parse(export_name) {
-            Request::Fresh(image) => (image, None),
-            Request::Named(image, id) => (image, Some(id)),
+        let (image, id, must_exist) = match Request::parse(export_name) {
+            Request::Fresh(image) => (image, None, false),
+            Request::Named(image, id) => (image, Some(id), false),
+            Request::Existing(image, id) => (image, Some(id), true),
             Request::BadId(id) => {
                 let error = Error::new(ErrorKind::Invalid, "Not a session id:").on(format_args!("{id:?}"));
                 return Err(error.advise("use 1 to 64 letters, digits, dots, underscores or hyphens"));
             }
         };
         let (index, source) = self.source(image)?;
-        Ok((index, source, id))
+        Ok(Wanted { index, source, id, must_exist })
     }
 
     /// Lets the client at the other end of `stream` into the session that `export_name` asks for.
@@ -187,7 +190,7 @@ impl Registry {
         export_name: &str,
         stream: &Arc<Stream>,
     ) -> Result<(Description, Attachment)> {
-        let (index, source, id) = self.look_up(export_name)?;
+        let Wanted { index, source, id, must_exist } = self.look_up(export_name)?;
         // Looked for before any lock: it may have to open a new image.
         let image = source.current();
         let line = Arc::new(Line::new(Arc::clone(stream)));
@@ -198,17 +201,20 @@ impl Registry {
                 self.private().insert(session.serial, (index, Arc::clone(&session)));
                 (session, Some(place))
             }
-            Some(id) => (self.enter((index, id.clone()), image, export_name, stream, &line)?, None),
+            Some(id) => {
+                let make = (!must_exist).then_some(image);
+                (self.enter((index, id.clone()), make, export_name, stream, &line)?, None)
+            }
         };
         let description = describe(source, id.as_ref(), session.device.image());
         Ok((description, Attachment { session, line, registry: Arc::clone(self), own: place }))
     }
 
-    /// Enters a named session by `line`; makes it if it is not there.
+    /// Enters a named session by `line`; makes it on `image`, if that is given and it is not there.
     fn enter(
         &self,
         key: (usize, SessionId),
-        image: Arc<Image>,
+        image: Option<Arc<Image>>,
         export_name: &str,
         stream: &Stream,
         line: &Arc<Line>,
@@ -221,6 +227,7 @@ impl Registry {
                 Arc::clone(session)
             }
             None => {
+                let image = image.ok_or_else(|| no_such_session(export_name))?;
                 let (session, place) = self.make_session(image, stream)?;
                 named.insert(key, (Arc::clone(&session), place));
                 session
@@ -360,6 +367,20 @@ impl Registry {
             self.give(Chore::Look);
         }
     }
+}
+
+/// What an export name turned out to ask for.
+pub(super) struct Wanted<'a> {
+    /// The image's place in the list.
+    pub(super) index: usize,
+    source: &'a Source,
+    pub(super) id: Option<SessionId>,
+    /// The session is not made if it is not there.
+    must_exist: bool,
+}
+
+fn no_such_session(export_name: &str) -> Error {
+    Error::new(ErrorKind::NotFound, "No such session").on(export_name)
 }
 
 fn too_many(full: Full) -> Error {

@@ -72,6 +72,20 @@ fn a_named_session_is_shared_by_name_and_image() {
 }
 
 #[test]
+fn who_asks_for_a_session_that_is_there_makes_none() {
+    let house = house(Duration::from_secs(60));
+    let (_client, stream) = house.connect();
+    let refused = house.registry.attach("root@x?", &stream).unwrap_err();
+    assert_eq!((refused.kind(), house.registry.named_sessions()), (ErrorKind::NotFound, 0));
+    let (_a, one) = house.attach("root@x");
+    write(&one, 7);
+    assert_eq!(house.registry.describe("root@x?", &stream).unwrap().name, "root@x");
+    assert!(is_written(&house.attach("root@x?").1));
+    let other = house.registry.attach("other@x?", &stream).unwrap_err();
+    assert_eq!((other.kind(), house.registry.named_sessions()), (ErrorKind::NotFound, 1));
+}
+
+#[test]
 fn a_named_session_lingers_and_then_ends() {
     let house = house(Duration::from_secs(60));
     let (_a, one) = house.attach("root@x");
@@ -136,6 +150,8 @@ fn what_does_not_exist_or_makes_no_sense_is_refused() {
     assert_eq!(kind("nothing"), ErrorKind::NotFound);
     assert_eq!(kind("nothing@x"), ErrorKind::NotFound);
     assert_eq!(kind("root@"), ErrorKind::Invalid);
+    assert_eq!(kind("root@x?"), ErrorKind::NotFound);
+    assert_eq!(kind("root@x??"), ErrorKind::Invalid);
     assert_eq!(kind("root@a b"), ErrorKind::Invalid);
     let described = house.registry.describe("@x", &stream).unwrap();
     assert_eq!((described.name.as_str(), described.size, described.shared), ("root@x", 8192, true));

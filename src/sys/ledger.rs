@@ -34,6 +34,7 @@ mod plain {
             Ok(Self { counts: counts.into(), slots })
         }
 
+        #[inline]
         pub(in super::super) fn count(&self, number: u32) -> &AtomicU32 {
             assert!(number < self.slots, "slot outside the arena");
             let address = self.counts.as_ptr().cast::<AtomicU32>().wrapping_add(number as usize);

@@ -59,7 +59,9 @@ impl Worker {
                 }
                 Err(error) => {
                     if self.accepts_again.is_none() {
-                        tracing::warn!(%error, "cannot accept a connection; raise ulimit -n if this goes on");
+                        self.shared.lines.no_descriptors.say(|omitted| {
+                            tracing::warn!(%error, omitted, "cannot accept a connection; raise ulimit -n if this goes on");
+                        });
                         self.stop_listening();
                     }
                     self.accepts_again = Some(Instant::now() + ACCEPT_PAUSE);
@@ -70,12 +72,12 @@ impl Worker {
     }
 
     fn say_refused(&self, peer: &Peer, full: Full) {
-        if let Some(omitted) = self.shared.refused.say() {
-            let flag = match full {
-                Full::All(_) => "--max-connections",
-                Full::Party { .. } => "--max-connections-per-peer",
-            };
+        let flag = match full {
+            Full::All(_) => "--max-connections",
+            Full::Party { .. } => "--max-connections-per-peer",
+        };
+        self.shared.lines.one_too_many.say(|omitted| {
             tracing::warn!(%peer, omitted, "connection refused: of the connections that there may be, {full} ({flag})");
-        }
+        });
     }
 }

@@ -6,8 +6,7 @@ use crate::sys;
 use crate::transmission::Warm;
 use crossbeam::channel::Receiver;
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// An order to the warmers.
 #[derive(Debug)]
@@ -20,19 +19,6 @@ pub(super) enum Order {
 
 /// Bytes of an order that are brought in before it is somebody else's turn.
 const SLICE: u64 = 1 << 20;
-
-/// How long to be silent after a line about an image that cannot be read.
-const SILENCE: Duration = Duration::from_secs(10);
-
-/// Logs that an image cannot be read, but not each time: a client can have it happen with every request of 28 bytes.
-fn complain(range: &std::ops::Range<u64>, error: &std::io::Error) {
-    static LAST: Mutex<Option<Instant>> = Mutex::new(None);
-    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-    if last.is_none_or(|last| last.elapsed() >= SILENCE) {
-        *last = Some(Instant::now());
-        tracing::warn!(?range, %error, "base image cannot be read");
-    }
-}
 
 /// A warmer's life.
 pub(super) fn warm(orders: &Receiver<Order>, shared: &Shared) {
@@ -51,7 +37,10 @@ pub(super) fn warm(orders: &Receiver<Order>, shared: &Shared) {
             }
             Ok(()) => true,
             Err(error) => {
-                complain(&range, &error);
+                shared
+                    .lines
+                    .unreadable
+                    .say(|omitted| tracing::warn!(?range, %error, omitted, "base image cannot be read"));
                 false
             }
         };

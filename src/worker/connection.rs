@@ -274,7 +274,9 @@ impl Connection {
         let peer = self.wire.stream().peer();
         match Trouble::behind(error) {
             Some(trouble) => {
-                shared.complaints.of(peer, format_args!("TLS with a client failed: {trouble}"));
+                shared.lines.not_let_in.say(|omitted| {
+                    tracing::warn!(%peer, omitted, "TLS with a client failed: {trouble}");
+                });
                 self.is_told_of = true;
             }
             None => tracing::debug!(%peer, %error, "connection lost"),
@@ -371,7 +373,7 @@ impl Connection {
             return;
         };
         if !self.is_told_of {
-            shared.complaints.of(peer, format_args!("{why}"));
+            shared.lines.not_let_in.say(|omitted| tracing::warn!(%peer, omitted, "{why}"));
         }
     }
 

@@ -12,7 +12,6 @@
 
 mod accepting;
 mod cold;
-mod complaints;
 mod connection;
 mod deadlines;
 mod environment;
@@ -41,7 +40,7 @@ use crate::session::{self, Registry};
 use crossbeam::channel::{Receiver, Sender, bounded, never, unbounded};
 use event_loop::Worker;
 use mailbox::{Inbox, Mailbox, Message};
-use seldom::Seldom;
+use seldom::Lines;
 use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -94,11 +93,9 @@ struct Shared {
     limits: Limits,
     /// Who is connected.
     connections: Arc<Tally>,
-    /// The lines about who was refused, and who was hung up on for what it had not read.
-    refused: Seldom,
-    unread: Seldom,
     tls: Option<ServerTls>,
-    complaints: complaints::Complaints,
+    /// The lines of the log that clients can provoke.
+    lines: Lines,
     /// Bytes of input that doubtful connections keep.
     held: Arc<AtomicUsize>,
     stopping: AtomicBool,
@@ -169,10 +166,8 @@ impl Server {
             knobs: config.knobs,
             limits: config.limits,
             connections: Tally::new(connections),
-            refused: Seldom::default(),
-            unread: Seldom::default(),
             tls: config.tls,
-            complaints: complaints::Complaints::default(),
+            lines: Lines::default(),
             held: Arc::default(),
             stopping: AtomicBool::new(false),
         });

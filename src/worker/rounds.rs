@@ -111,9 +111,10 @@ impl Worker {
     }
 
     fn say_unread(&self, token: u64) {
-        if let (Some(connection), Some(omitted)) = (self.connections.get(&token), self.shared.unread.say()) {
+        let Some(connection) = self.connections.get(&token) else { return };
+        self.shared.lines.unread.say(|omitted| {
             tracing::warn!(peer = %connection.peer(), omitted, "client left replies unread for too long: hung up");
-        }
+        });
     }
 }
 

@@ -106,6 +106,7 @@ fn a_session_has_what_it_wrote_over_what_the_image_has() {
         (3 * MIB + 4096, MIB - 4096, 1, false),
     ];
     assert_eq!(json(&uri(&socket, "root@one")), written);
+    let _neighbour = attach(&socket, "root@two");
     assert_eq!(json(&uri(&socket, "root@two")), untouched, "the neighbour");
     let shown = text(memdev().args(["map", &uri(&socket, "root@one")]).output().unwrap());
     for line in
@@ -113,6 +114,24 @@ fn a_session_has_what_it_wrote_over_what_the_image_has() {
     {
         assert!(shown.lines().any(|found| found == line), "{line} in:\n{shown}");
     }
+}
+
+/// Whoever maps a session under a mistyped name, or before it has begun, once made it: it was the mapper's then, and a map
+/// of nothing was shown.
+#[test]
+fn a_session_that_is_not_there_is_not_made_by_looking() {
+    let (dir, image) = with_sparse_image();
+    let socket = dir.path().join("s");
+    let _server = serve(&image, &socket, &["--max-sessions", "1"]);
+    for _ in 0..2 {
+        let line = failure(memdev().args(["map", &uri(&socket, "root@one")]), 1);
+        assert!(line.starts_with("No such session root@one; one begins when"), "{line}");
+    }
+    let line = failure(memdev().args(["map", &uri(&socket, "other@one")]), 1);
+    assert!(line.contains("there is no such export"), "{line}");
+    // There is room for one: nobody else has it.
+    let _client = attach(&socket, "root@one");
+    assert_eq!(json(&uri(&socket, "root@one")).len(), 4);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use memdev::net::Uri;
 use memdev::proto::{
     CommandFlags, DIRTY_WRITTEN, META_NAME_BASE_ALLOCATION, META_NAME_MEMDEV_DIRTY, STATE_HOLE, STATE_ZERO,
 };
+use memdev::session::Request;
 use memdev::{Error, ErrorKind, Result};
 
 use super::{Extents, Holds};
@@ -26,14 +27,27 @@ pub(super) fn extents(uri: &Uri) -> Result<Extents> {
     if !server.structured_replies() {
         return Err(blind("it has no structured replies"));
     }
-    let contexts =
-        server.set_meta_contexts(&uri.export, &[META_NAME_BASE_ALLOCATION, META_NAME_MEMDEV_DIRTY])?;
+    // Looking must not make a session that is not there: it would be the looker's, and others would be kept out of it.
+    let export = match Request::parse(&uri.export) {
+        Request::Named(..) if is_memdev(&mut server, &uri.export) => format!("{}?", uri.export),
+        _ => uri.export.clone(),
+    };
+    let no_such_session = |error: Error| match error.kind() {
+        ErrorKind::NotFound if export != uri.export => {
+            let error = Error::new(ErrorKind::NotFound, "No such session").on(&uri.export);
+            error.advise("one begins when a client attaches to it, and ends when it was left for some time")
+        }
+        _ => error,
+    };
+    let contexts = server
+        .set_meta_contexts(&export, &[META_NAME_BASE_ALLOCATION, META_NAME_MEMDEV_DIRTY])
+        .map_err(no_such_session)?;
     let number = |name: &str| contexts.iter().find(|context| context.name == name).map(|context| context.id);
     let allocation = number(META_NAME_BASE_ALLOCATION)
         .ok_or_else(|| blind("it has no metadata context base:allocation"))?;
     let dirty = number(META_NAME_MEMDEV_DIRTY);
 
-    let mut client = server.go(&uri.export)?;
+    let mut client = server.go(&export).map_err(no_such_session)?;
     let size = client.size();
     let mut extents = Extents::default();
     let mut at = 0;
@@ -47,6 +61,12 @@ pub(super) fn extents(uri: &Uri) -> Result<Extents> {
     // What we came for is here; a server that fails now takes nothing from it.
     let _ = client.disconnect();
     Ok(extents)
+}
+
+/// Whether the server has sessions: another one may mean something else by such a name.
+fn is_memdev(server: &mut Haggling, export: &str) -> bool {
+    // Where asking fails, what is asked next will, and says why.
+    server.list_meta_contexts(export, &[META_NAME_MEMDEV_DIRTY]).is_ok_and(|contexts| !contexts.is_empty())
 }
 
 /// Adds what both contexts tell of from `at` on, as far as both reach within `size` bytes; gives where that is.
