@@ -8,11 +8,13 @@ mod attach;
 mod contents;
 mod detach;
 mod duration;
+mod enter;
 mod generate;
 mod image;
 mod info;
 mod log;
 mod map;
+mod run;
 mod serve;
 mod size;
 
@@ -56,6 +58,9 @@ enum Command {
     Map(map::Map),
     Attach(attach::Attach),
     Detach(detach::Detach),
+    // Boxed as well.
+    Run(Box<run::Run>),
+    Enter(enter::Enter),
     #[command(hide = true, name = memdev::attach::daemon::SUBCOMMAND)]
     AttachDaemon(AttachDaemon),
     #[command(hide = true)]
@@ -112,6 +117,8 @@ fn parse_and_run() -> Result<ExitCode, Failure> {
         Command::Map(args) => map::run(&args)?,
         Command::Attach(args) => attach::run(args)?,
         Command::Detach(args) => detach::run(&args)?,
+        Command::Run(args) => return run::run(*args),
+        Command::Enter(args) => return enter::run(args),
         Command::AttachDaemon(_) => return Ok(memdev::attach::daemon::run()),
         Command::Generate(args) => generate::run(&args)?,
     }
