@@ -28,12 +28,18 @@ use super::size;
         memdev run debian.img                            a shell\n  \
         memdev run debian.img -- apt-get remove -y perl  try something out; the image never knows\n  \
         memdev run --user joe --workdir /src --bind \"$PWD:/src\" debian.img -- make\n  \
+        memdev run --session 'nbd+unix:///debian@joe?socket=/run/nbd.sock'\n                                                         \
+        a session of a server, to go on with\n  \
         memdev run --dry-run debian.img                  what would be done, step by step"
 )]
 pub(crate) struct Run {
     /// The image file (raw: ext4 or XFS), or the NBD URI of a session (NAME@ID) of a running server
-    #[arg(value_name = "IMAGE|EXPORT-URI")]
-    image: OsString,
+    #[arg(value_name = "IMAGE|EXPORT-URI", required_unless_present = "session")]
+    image: Option<OsString>,
+
+    /// The session NAME@ID of a running server, by its NBD URI: what is changed is there afterwards
+    #[arg(long, value_name = "URI", conflicts_with = "image")]
+    session: Option<String>,
 
     /// The command and its arguments [default: the user's shell]
     #[arg(last = true, value_name = "CMD")]
@@ -123,13 +129,7 @@ pub(crate) fn finish(ended: &root::Ended) -> Result<ExitCode, Failure> {
 }
 
 fn configure(args: Run) -> Result<root::Run, Failure> {
-    let source = match args.image.to_str().filter(|text| Uri::looks_like(text)) {
-        Some(uri) => Source::Export(uri.parse::<Uri>()?),
-        None => {
-            let image = ImageArg::parse(args.image).map_err(Failure::Usage)?;
-            Source::Image { name: image.name, path: image.path }
-        }
-    };
+    let source = source(args.session, args.image.unwrap_or_default())?;
     let mut run = root::Run::new(source);
     run.command = args.command;
     run.login = args.login;
@@ -149,6 +149,22 @@ fn configure(args: Run) -> Result<root::Run, Failure> {
     run.log = args.log;
     (run.attachments, run.sessions) = directories(args.state.as_deref());
     Ok(run)
+}
+
+/// What is to be the root.
+fn source(session: Option<String>, image: OsString) -> Result<Source, Failure> {
+    if let Some(uri) = session {
+        if !Uri::looks_like(&uri) {
+            let why = format!("'{uri}' is no URI; write nbd+unix:///NAME@ID?socket=PATH");
+            return Err(Failure::Usage(why));
+        }
+        return Ok(Source::Export(uri.parse::<Uri>()?));
+    }
+    if let Some(uri) = image.to_str().filter(|text| Uri::looks_like(text)) {
+        return Ok(Source::Export(uri.parse::<Uri>()?));
+    }
+    let image = ImageArg::parse(image).map_err(Failure::Usage)?;
+    Ok(Source::Image { name: image.name, path: image.path })
 }
 
 /// Where attachments and sessions are written down.

@@ -1,5 +1,8 @@
 //! However a private root ends, nothing of it is left: no process, no device, no mount, no file.
 
+use std::fs;
+use std::path::Path;
+
 use rustix::process::Signal;
 
 use super::machine::{Place, kill};
@@ -94,4 +97,63 @@ fn signals_are_the_commands() {
     assert_eq!(running.line(), "set\n");
     kill(&running.launcher(), Signal::TERM);
     assert_eq!(running.finish().0, Some(143));
+}
+
+/// What the machine holds, as far as it could be left by private roots: mounts of this namespace, cgroups, sockets by
+/// name, processes by name. Others work on it, too, so loop devices are looked for by what is written down of them.
+fn holdings() -> Vec<String> {
+    fn directories(path: &Path, all: &mut Vec<String>) {
+        for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                all.push(entry.path().display().to_string());
+                directories(&entry.path(), all);
+            }
+        }
+    }
+    let lines = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let mut all: Vec<_> = lines("/proc/self/mountinfo").lines().map(str::to_owned).collect();
+    directories(Path::new("/sys/fs/cgroup"), &mut all);
+    all.extend(
+        lines("/proc/net/unix").lines().filter(|line| line.contains("memdev-root")).map(str::to_owned),
+    );
+    all
+}
+
+#[test]
+fn many_leave_nothing() {
+    let place = Place::new();
+    place.sh(&[], "true");
+    let before = holdings();
+    for n in 0..25 {
+        let options = if n % 5 == 0 { &["--privileged", "--net", "none"][..] } else { &[] };
+        // A device of its own each: what `sh` looks for is that nothing is written down of it any more.
+        assert_eq!(place.sh(options, "echo x >/x; setsid sleep 1000 >/dev/null & echo over"), "over\n");
+    }
+    assert_eq!(holdings(), before);
+}
+
+/// Neither while it runs nor afterwards is anything of it to be seen in another mount table.
+#[test]
+fn nobody_sees_the_mounts() {
+    let place = Place::new();
+    let table = || fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let before = table();
+    let mut running = place.start(&["--bind", "/usr:/mnt"], "mount -t tmpfs none /srv; echo set; sleep 1000");
+    assert_eq!(running.line(), "set\n");
+    assert_eq!(table(), before);
+    let device = running.attachment()["device"].as_str().unwrap().to_owned();
+    let inside: Vec<_> = running.processes().iter().skip(2).map(ToString::to_string).collect();
+    let mut seen = 0;
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let name = entry.file_name().into_string().unwrap_or_default();
+        let Ok(text) = fs::read_to_string(entry.path().join("mountinfo")) else { continue };
+        if text.contains(&format!(" {device} ")) {
+            assert!(inside.contains(&name), "process {name} has it mounted: {text}");
+            seen += 1;
+        }
+    }
+    assert!(seen >= 2, "those inside have");
+    kill(&running.launcher(), Signal::TERM);
+    running.finish();
+    assert_eq!(table(), before);
 }

@@ -17,4 +17,5 @@ mod ends;
 mod entering;
 mod inside;
 mod machine;
+mod sessions;
 mod terminals;
