@@ -31,7 +31,6 @@ struct Init<'a> {
     world: &'a World<'a>,
     devices: &'a [(&'static str, OwnedFd)],
     binds: &'a [OwnedFd],
-    children: Signals,
     command: Option<Pid>,
     /// The command's terminal: open here as well, so that it stays when nobody else has it open for a moment.
     terminal: Option<OwnedFd>,
@@ -58,8 +57,7 @@ pub(super) fn serve(
     rustix::process::setsid().map_err(|error| failed(error.into()))?;
     sys::process::leave_keyring();
     let _ = rustix::thread::set_name(c"memdev-init");
-    let children = Signals::catch(&[SIGCHLD]).map_err(failed)?;
-    let mut init = Init { world, devices, binds, children, command: None, terminal: None };
+    let mut init = Init { world, devices, binds, command: None, terminal: None };
     while init.command.is_none() {
         let Some((step, with)) = talk::next(channel.as_fd(), world.plan)? else {
             sys::process::exit_now(ABANDONED);
@@ -131,21 +129,25 @@ impl Init<'_> {
 
     /// Until the command has ended, or the launcher.
     fn live(&self, channel: &OwnedFd) -> ! {
-        // What it was to put in place has got there.
-        let mut keep = vec![channel.as_fd(), self.children.as_fd()];
+        // What it was to put in place has got there. (Before signals are caught, which takes descriptors, too.)
+        let mut keep = vec![channel.as_fd()];
         keep.extend(self.terminal.iter().map(AsFd::as_fd));
-        let _ = sys::process::keep_only(3, &keep);
+        let kept = sys::process::keep_only(3, &keep);
+        let (Ok(()), Ok(children)) = (kept, Signals::catch(&[SIGCHLD])) else {
+            sys::process::exit_now(ABANDONED);
+        };
         loop {
-            let mut fds = [PollFd::new(channel, PollFlags::IN), PollFd::new(&self.children, PollFlags::IN)];
+            // The first time for those that had ended before.
+            if let Some(status) = self.reap() {
+                sys::process::exit_now(status);
+            }
+            let mut fds = [PollFd::new(channel, PollFlags::IN), PollFd::new(&children, PollFlags::IN)];
             match poll(&mut fds, None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(_) => sys::process::exit_now(ABANDONED),
             }
             let heard = !fds[0].revents().is_empty();
-            self.children.take();
-            if let Some(status) = self.reap() {
-                sys::process::exit_now(status);
-            }
+            children.take();
             if heard {
                 self.pass_on(channel);
             }

@@ -3,7 +3,7 @@
 //!
 //! # Safety
 //! All of it is for processes with one thread: those that have just begun, and those that make a private root, which look
-//! whether they have before they begin ([`threads`]).
+//! whether they have before they begin (`threads`).
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};

@@ -1,7 +1,6 @@
 //! However a private root ends, nothing of it is left: no process, no device, no mount, no file.
 
 use std::fs;
-use std::path::Path;
 
 use rustix::process::Signal;
 
@@ -21,7 +20,7 @@ fn background_processes_do_not_outlive_it() {
         "(setsid sleep 1000 >/dev/null &); sleep 1000 & echo set; read x </dev/tty; sleep 1; exit 3",
     );
     assert_eq!(running.line(), "set\n");
-    let (processes, device) = (running.processes(), running.attachment()["device"].clone());
+    let (processes, device) = (running.processes(), running.device());
     assert!(processes.len() >= 6, "{processes:?}");
     running.assert_gone(&processes, &device);
     place.assert_empty();
@@ -31,7 +30,7 @@ fn background_processes_do_not_outlive_it() {
 fn killed_launcher() {
     let place = Place::new();
     let running = place.start(&[], STUBBORN);
-    let (processes, device) = (running.processes(), running.attachment()["device"].clone());
+    let (processes, device) = (running.processes(), running.device());
     kill(&running.launcher(), Signal::KILL);
     running.assert_gone(&processes, &device);
     // Its files are found to be abandoned by the next one.
@@ -43,7 +42,7 @@ fn killed_launcher() {
 fn killed_process_1() {
     let place = Place::new();
     let running = place.start(&[], STUBBORN);
-    let (processes, device) = (running.processes(), running.attachment()["device"].clone());
+    let (processes, device) = (running.processes(), running.device());
     kill(&running.session()["init"], Signal::KILL);
     running.assert_gone(&processes, &device);
     place.assert_empty();
@@ -53,7 +52,7 @@ fn killed_process_1() {
 fn killed_server() {
     let place = Place::new();
     let running = place.start(&[], STUBBORN);
-    let (processes, device) = (running.processes(), running.attachment()["device"].clone());
+    let (processes, device) = (running.processes(), running.device());
     kill(&running.attachment()["pid"], Signal::KILL);
     running.assert_gone(&processes, &device);
     place.assert_empty();
@@ -64,7 +63,7 @@ fn killed_server() {
 fn stopped_server_and_killed_process_1() {
     let place = Place::new();
     let running = place.start(&[], "while :; do date >/file; sync; done");
-    let (processes, device) = (running.processes(), running.attachment()["device"].clone());
+    let (processes, device) = (running.processes(), running.device());
     kill(&running.attachment()["pid"], Signal::STOP);
     std::thread::sleep(std::time::Duration::from_millis(300));
     kill(&running.session()["init"], Signal::KILL);
@@ -76,7 +75,7 @@ fn stopped_server_and_killed_process_1() {
 fn hang_up() {
     let place = Place::new();
     let running = place.start(&[], STUBBORN);
-    let (processes, device) = (running.processes(), running.attachment()["device"].clone());
+    let (processes, device) = (running.processes(), running.device());
     kill(&running.launcher(), Signal::HUP);
     running.assert_gone(&processes, &device);
     place.assert_empty();
@@ -99,49 +98,52 @@ fn signals_are_the_commands() {
     assert_eq!(running.finish().0, Some(143));
 }
 
-/// What the machine holds, as far as it could be left by private roots: mounts of this namespace, cgroups, sockets by
-/// name, processes by name. Others work on it, too, so loop devices are looked for by what is written down of them.
-fn holdings() -> Vec<String> {
-    fn directories(path: &Path, all: &mut Vec<String>) {
-        for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                all.push(entry.path().display().to_string());
-                directories(&entry.path(), all);
-            }
-        }
+/// What on this machine names the directory of this test: processes by their arguments, mounts, sockets, cgroups. (Others
+/// work on it, too, so not everything that is there afterwards and was not before has been left by this.)
+fn holdings(place: &Place) -> Vec<String> {
+    let own = place.state().display().to_string();
+    let mut all = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let arguments = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        all.push(String::from_utf8_lossy(&arguments).replace('\0', " "));
     }
-    let lines = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let mut all: Vec<_> = lines("/proc/self/mountinfo").lines().map(str::to_owned).collect();
-    directories(Path::new("/sys/fs/cgroup"), &mut all);
-    all.extend(
-        lines("/proc/net/unix").lines().filter(|line| line.contains("memdev-root")).map(str::to_owned),
-    );
+    for table in ["/proc/self/mountinfo", "/proc/net/unix"] {
+        all.extend(fs::read_to_string(table).unwrap().lines().map(str::to_owned));
+    }
+    all.retain(|line| line.contains(&own));
     all
 }
 
 #[test]
 fn many_leave_nothing() {
     let place = Place::new();
-    place.sh(&[], "true");
-    let before = holdings();
     for n in 0..25 {
         let options = if n % 5 == 0 { &["--privileged", "--net", "none"][..] } else { &[] };
-        // A device of its own each: what `sh` looks for is that nothing is written down of it any more.
-        assert_eq!(place.sh(options, "echo x >/x; setsid sleep 1000 >/dev/null & echo over"), "over\n");
+        let running = place.start(
+            options,
+            "setsid sleep 1000 >/dev/null & dd if=/dev/zero of=/x bs=1M count=4 2>&1; sleep 0.1",
+        );
+        let (processes, device) = (running.processes(), running.device());
+        assert!(holdings(&place).len() >= 2, "launcher and process 1 are found");
+        running.assert_gone(&processes, &device);
+        place.assert_empty();
     }
-    assert_eq!(holdings(), before);
+    assert_eq!(holdings(&place), [""; 0]);
 }
 
 /// Neither while it runs nor afterwards is anything of it to be seen in another mount table.
 #[test]
 fn nobody_sees_the_mounts() {
     let place = Place::new();
-    let table = || fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let before = table();
+    // Others mount on this machine, too, so not everything that comes and goes is this one's.
+    let table = |device: &str| {
+        let text = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        text.lines().filter(|line| line.contains(&format!(" {device} "))).count()
+    };
     let mut running = place.start(&["--bind", "/usr:/mnt"], "mount -t tmpfs none /srv; echo set; sleep 1000");
     assert_eq!(running.line(), "set\n");
-    assert_eq!(table(), before);
     let device = running.attachment()["device"].as_str().unwrap().to_owned();
+    assert_eq!(table(&device), 0);
     let inside: Vec<_> = running.processes().iter().skip(2).map(ToString::to_string).collect();
     let mut seen = 0;
     for entry in fs::read_dir("/proc").unwrap().flatten() {
@@ -155,5 +157,5 @@ fn nobody_sees_the_mounts() {
     assert!(seen >= 2, "those inside have");
     kill(&running.launcher(), Signal::TERM);
     running.finish();
-    assert_eq!(table(), before);
+    place.assert_empty();
 }

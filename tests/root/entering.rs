@@ -65,7 +65,7 @@ fn its_status_is_the_commands() {
 fn it_ends_with_the_session() {
     let place = Place::new();
     let running = place.start(&["--name", "box"], "sleep 1000");
-    let (processes, device) = (running.processes(), running.attachment()["device"].clone());
+    let (processes, device) = (running.processes(), running.device());
     let mut command = place.memdev("enter", &["box", "--", "sh", "-c", "echo inside; sleep 1000"]);
     let mut entered = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
     let mut said = [0; 7];
@@ -80,11 +80,16 @@ fn it_ends_with_the_session() {
 #[test]
 fn it_ends_with_whoever_entered() {
     let place = Place::new();
-    let running = place.start(&["--name", "box"], "sleep 1000");
-    let before = running.processes().len();
-    let mut entered = place.memdev("enter", &["box", "--", "sleep", "1000"]).spawn().unwrap();
-    crate::support::wait_until("it is inside", || running.processes().len() > before);
+    let mut running = place.start(&["--name", "box"], "sleep 1000 & echo set; wait");
+    assert_eq!(running.line(), "set\n");
+    let before = running.processes();
+    let mut command = place.memdev("enter", &["box", "--", "sh", "-c", "echo inside; sleep 1000"]);
+    let mut entered = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut said = [0; 7];
+    std::io::Read::read_exact(entered.stdout.as_mut().unwrap(), &mut said).unwrap();
+    let inside = running.processes();
+    let shell = inside.iter().find(|pid| !before.contains(pid)).expect("it is inside").clone();
     entered.kill().unwrap();
     entered.wait().unwrap();
-    crate::support::wait_until("it has gone", || running.processes().len() == before);
+    crate::support::wait_until("it has gone", || super::machine::has_ended(&shell));
 }

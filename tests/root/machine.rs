@@ -159,22 +159,36 @@ impl Running<'_> {
         all
     }
 
+    /// Its device: where the kernel says what the file behind it is, and what it says. The name of that file has 128 random
+    /// bits, so that whoever has the device next is not taken for this one.
+    #[track_caller]
+    pub fn device(&self) -> Device {
+        let attachment = self.attachment();
+        let name =
+            attachment["device"].as_str().and_then(|path| path.strip_prefix("/dev/")).expect("a device");
+        let says = PathBuf::from(format!("/sys/block/{name}/loop/backing_file"));
+        let file = fs::read_to_string(&says).expect("the loop device has a file");
+        assert!(file.contains("memdev:"), "{file}");
+        Device { says, file }
+    }
+
     /// Waits until these, and the device, have gone.
     #[track_caller]
-    pub fn assert_gone(mut self, processes: &[Value], device: &Value) {
-        let _ = self.child.wait();
+    pub fn assert_gone(mut self, processes: &[Value], device: &Device) {
         for pid in processes {
             wait_until("the process has ended", || has_ended(pid));
         }
-        let device = device.as_str().expect("a device").trim_start_matches("/dev/").to_owned();
-        let file = format!("/sys/block/{device}/loop/backing_file");
-        // Its number may be somebody else's by now.
-        let id = |text: String| text.contains("memdev:").then_some(text);
         wait_until("the device is gone", || {
-            let now = fs::read_to_string(&file).ok().and_then(id);
-            now.is_none_or(|now| self.place.written("attach").iter().all(|_| !now.is_empty()))
+            fs::read_to_string(&device.says).ok().as_ref() != Some(&device.file)
         });
+        let _ = self.child.wait();
     }
+}
+
+/// A device that a private root has, or had.
+pub struct Device {
+    says: PathBuf,
+    file: String,
 }
 
 impl Drop for Running<'_> {
