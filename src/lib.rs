@@ -12,6 +12,7 @@ pub mod limits;
 pub mod net;
 pub mod overlay;
 pub mod proto;
+pub mod root;
 pub mod session;
 mod sync;
 pub mod sys;

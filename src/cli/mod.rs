@@ -10,6 +10,7 @@ mod control;
 mod detach;
 mod duration;
 mod end;
+mod enter;
 mod generate;
 mod image;
 mod info;
@@ -17,6 +18,7 @@ mod log;
 mod map;
 mod new;
 mod ps;
+mod run;
 mod serve;
 mod set;
 mod size;
@@ -69,6 +71,9 @@ enum Command {
     Top(top::Top),
     Set(set::Set),
     End(end::End),
+    // Boxed as well.
+    Run(Box<run::Run>),
+    Enter(enter::Enter),
     #[command(hide = true, name = memdev::attach::daemon::SUBCOMMAND)]
     AttachDaemon(AttachDaemon),
     #[command(hide = true)]
@@ -131,6 +136,8 @@ fn parse_and_run() -> Result<ExitCode, Failure> {
         Command::Top(args) => top::run(&args)?,
         Command::Set(args) => set::run(&args)?,
         Command::End(args) => end::run(&args)?,
+        Command::Run(args) => return run::run(*args),
+        Command::Enter(args) => return enter::run(args),
         Command::AttachDaemon(_) => return Ok(memdev::attach::daemon::run()),
         Command::Generate(args) => generate::run(&args)?,
     }
