@@ -11,6 +11,7 @@ pub mod limits;
 pub mod net;
 pub mod overlay;
 pub mod proto;
+pub mod root;
 pub mod session;
 mod sync;
 pub mod sys;
