@@ -1,8 +1,8 @@
 //! The command line: what was typed becomes what to do. One file a subcommand, one for each kind of value.
 //!
 //! The definitions here are the only source of help, manual and completions (see [`generate`]). Exit status: 0; 1 when
-//! something failed; 2 when the command line itself is wrong. Either failure is one line on stderr that begins with
-//! `memdev: ` and says what to do.
+//! something failed; 2 when the command line itself is wrong; that of the command that it runs, where it runs one. Either
+//! failure is one line on stderr that begins with `memdev: ` and says what to do.
 
 mod attach;
 mod contents;
@@ -13,6 +13,7 @@ mod image;
 mod info;
 mod log;
 mod map;
+mod ns;
 mod serve;
 mod size;
 
@@ -56,6 +57,7 @@ enum Command {
     Map(map::Map),
     Attach(attach::Attach),
     Detach(detach::Detach),
+    Ns(ns::Ns),
     #[command(hide = true, name = memdev::attach::daemon::SUBCOMMAND)]
     AttachDaemon(AttachDaemon),
     #[command(hide = true)]
@@ -76,6 +78,8 @@ enum Failure {
     Usage(String),
     /// It was tried and failed: exit status 1.
     Failed(Error),
+    /// The command that was to be run is not there, or not to be run: the status that shells give this.
+    NotRun(Error, u8),
 }
 
 impl From<Error> for Failure {
@@ -89,6 +93,7 @@ pub(crate) fn main() -> ExitCode {
     let (line, status) = match parse_and_run() {
         Ok(status) => return status,
         Err(Failure::Failed(error)) => (error.to_string(), 1),
+        Err(Failure::NotRun(error, status)) => (error.to_string(), status),
         Err(Failure::Usage(why)) => (why, 2),
     };
     // What was typed is part of the line, and may hold anything.
@@ -112,6 +117,7 @@ fn parse_and_run() -> Result<ExitCode, Failure> {
         Command::Map(args) => map::run(&args)?,
         Command::Attach(args) => attach::run(args)?,
         Command::Detach(args) => detach::run(&args)?,
+        Command::Ns(args) => match ns::run(args)? {},
         Command::AttachDaemon(_) => return Ok(memdev::attach::daemon::run()),
         Command::Generate(args) => generate::run(&args)?,
     }

@@ -1,8 +1,8 @@
 //! What a process does to itself before it becomes a daemon, and cannot be made safe in general: closing descriptors
-//! whose owners it does not know, and leaving a mount namespace.
+//! whose owners it does not know, and leaving namespaces.
 //!
 //! # Safety
-//! Both are for a process that has just begun: nothing in it has opened anything yet, and it has one thread.
+//! All are for a process that has just begun: nothing in it has opened anything yet, and it has one thread.
 
 use std::io;
 
@@ -29,5 +29,17 @@ pub fn close_inherited(first: u32) -> io::Result<()> {
 pub fn leave_mount_namespace() -> io::Result<()> {
     // SAFETY: the flag is NEWNS alone, so that the table of descriptors stays shared with all threads.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
+    Ok(())
+}
+
+/// Gives the calling process, which must have one thread only, a user namespace of its own, and a mount namespace that
+/// belongs to it.
+///
+/// # Errors
+/// `EINVAL` with more threads than one, `EPERM` where an administrator has forbidden it, and what else `unshare(2)` says.
+pub fn leave_user_and_mount_namespace() -> io::Result<()> {
+    // SAFETY: the table of descriptors stays shared: NEWUSER brings along a view of directories (FS) of this thread's own
+    // and nothing else.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNS) }?;
     Ok(())
 }
