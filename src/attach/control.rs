@@ -32,13 +32,13 @@ const MESSAGE_MAX: usize = 64 << 10;
 const DESCRIPTORS_MAX: usize = 8 + MAX_CONNECTIONS as usize;
 
 /// Two ends of a connection that keeps messages apart.
-pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
     Ok(rustix::net::socketpair(family, kind, SocketFlags::CLOEXEC, None)?)
 }
 
 /// Sends one message with descriptors.
-pub(super) fn send(
+pub(crate) fn send(
     socket: BorrowedFd<'_>,
     message: &Value,
     descriptors: &[BorrowedFd<'_>],
@@ -54,7 +54,7 @@ pub(super) fn send(
 }
 
 /// Receives one message with its descriptors; `None` when the other end has gone.
-pub(super) fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Value, Vec<OwnedFd>)>> {
+pub(crate) fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Value, Vec<OwnedFd>)>> {
     let mut bytes = vec![0; MESSAGE_MAX];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -115,12 +115,12 @@ impl Told {
 }
 
 /// A failure on its way from the daemon to the command. Its words are kept whole; of its kind, what decides anything.
-pub(super) fn error_to_json(error: &Error) -> Value {
+pub(crate) fn error_to_json(error: &Error) -> Value {
     json!({ "error": error.to_string() })
 }
 
 /// The failure in an answer, if it is one.
-pub(super) fn error_from_json(value: &Value) -> Option<Error> {
+pub(crate) fn error_from_json(value: &Value) -> Option<Error> {
     Some(Error::new(ErrorKind::Io, value["error"].as_str()?))
 }
 

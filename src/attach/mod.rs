@@ -22,7 +22,7 @@
 //! daemon ends with it.
 
 mod claim;
-mod control;
+pub(crate) mod control;
 pub mod daemon;
 mod device;
 mod fuse;
@@ -31,7 +31,7 @@ mod loop_device;
 mod nbd;
 mod plan;
 mod process;
-mod record;
+pub(crate) mod record;
 mod usage;
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -371,6 +371,14 @@ fn free(entry: &Entry, served: bool) -> Result<()> {
     device.map_or(Ok(()), |device| clear(&device, entry.id(), served))
 }
 
+/// Frees what dead parties left behind in `state`, as far as nobody uses it.
+///
+/// # Errors
+/// The directory cannot be read.
+pub(crate) fn clean_up_state(state: &Path) -> Result<()> {
+    clean_up(&Directory::open(state)?)
+}
+
 /// Frees what dead parties left behind, as far as nobody uses it.
 fn clean_up(directory: &Directory) -> Result<()> {
     for entry in directory.entries()? {
@@ -387,7 +395,7 @@ fn clean_up(directory: &Directory) -> Result<()> {
 }
 
 /// A session that the daemon serves has a name that nobody can guess.
-fn random_name() -> Result<String> {
+pub(crate) fn random_name() -> Result<String> {
     use std::fmt::Write as _;
     use std::io::Read as _;
     let mut bytes = [0; 16];

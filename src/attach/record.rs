@@ -74,13 +74,13 @@ impl Record {
 
 /// The directory of records.
 #[derive(Debug)]
-pub(super) struct Directory {
+pub(crate) struct Directory {
     fd: OwnedFd,
 }
 
 /// One record's file.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     id: String,
     file: File,
 }
@@ -90,7 +90,7 @@ impl Directory {
     ///
     /// # Errors
     /// `Denied` if this process may not, or if somebody else may write there.
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         let failed = |error: io::Error| {
             let denied = error.kind() == io::ErrorKind::PermissionDenied;
             let error = Error::io("Cannot keep track of devices in", error).on_path(path);
@@ -120,7 +120,7 @@ impl Directory {
     ///
     /// # Errors
     /// What the file system says.
-    pub(super) fn create(&self, id: &str) -> Result<Entry> {
+    pub(crate) fn create(&self, id: &str) -> Result<Entry> {
         let failed = |errno: Errno| Error::io("Cannot write down the device", errno);
         let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&self.fd, ".", flags, Mode::RUSR | Mode::WUSR).map_err(failed)?;
@@ -134,7 +134,7 @@ impl Directory {
     ///
     /// # Errors
     /// What the file system says.
-    pub(super) fn entries(&self) -> Result<Vec<Entry>> {
+    pub(crate) fn entries(&self) -> Result<Vec<Entry>> {
         let failed = |errno: Errno| Error::io("Cannot list the devices that are attached", errno);
         let mut entries = Vec::new();
         for name in Dir::read_from(&self.fd).map_err(failed)? {
@@ -152,7 +152,7 @@ impl Directory {
     }
 
     /// Removes a record. That it has gone already is fine.
-    pub(super) fn remove(&self, id: &str) {
+    pub(crate) fn remove(&self, id: &str) {
         remove(self.fd.as_fd(), id);
     }
 }
@@ -173,12 +173,17 @@ pub(super) fn remove(fd: BorrowedFd<'_>, id: &str) {
 
 impl Entry {
     /// The attachment's id, which its device carries: 32 hexadecimal digits.
-    pub(super) fn id(&self) -> &str {
+    pub(crate) fn id(&self) -> &str {
         &self.id
     }
 
     /// What is written down; `None` while it is being made.
     pub(super) fn record(&self) -> Option<Record> {
+        Record::from_json(&self.read()?)
+    }
+
+    /// What is written down, whatever it means; `None` while it is being made.
+    pub(crate) fn read(&self) -> Option<Value> {
         let mut text = Vec::new();
         let length = self.file.metadata().ok()?.len();
         let mut at = 0;
@@ -189,7 +194,7 @@ impl Entry {
             text.extend_from_slice(&part[..got]);
             at += got as u64;
         }
-        Record::from_json(&serde_json::from_slice(&text).ok()?)
+        serde_json::from_slice(&text).ok()
     }
 
     /// Writes it down. To be called before the device is made, so that a record names every device there is.
@@ -197,13 +202,20 @@ impl Entry {
     /// # Errors
     /// What the file system says.
     pub(super) fn write(&self, record: &Record) -> Result<()> {
-        let failed = |error: io::Error| Error::io("Cannot write down the device", error);
-        self.file.set_len(0).map_err(failed)?;
-        self.file.write_all_at(format!("{:#}\n", record.to_json()).as_bytes(), 0).map_err(failed)
+        self.write_down(&record.to_json()).map_err(|error| Error::io("Cannot write down the device", error))
+    }
+
+    /// Writes down what is to be read again.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub(crate) fn write_down(&self, value: &Value) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.write_all_at(format!("{value:#}\n").as_bytes(), 0)
     }
 
     /// Whether all who served it have ended. If so, it is locked until this value is dropped.
-    pub(super) fn is_abandoned(&self) -> bool {
+    pub(crate) fn is_abandoned(&self) -> bool {
         match rustix::fs::flock(&self.file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => true,
             Err(Errno::WOULDBLOCK) => false,

@@ -75,13 +75,23 @@ pub(crate) struct Attach {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum BackendArg {
+pub(crate) enum BackendArg {
     /// nbd where the kernel has it, else fuse
     Auto,
     /// The kernel's own NBD client, as /dev/nbd0
     Nbd,
     /// One file by FUSE, and a loop device on it, as /dev/loop0
     Fuse,
+}
+
+impl From<BackendArg> for Backend {
+    fn from(backend: BackendArg) -> Self {
+        match backend {
+            BackendArg::Auto => Self::Auto,
+            BackendArg::Nbd => Self::Nbd,
+            BackendArg::Fuse => Self::Fuse,
+        }
+    }
 }
 
 pub(crate) fn run(args: Attach) -> Result<(), Failure> {
@@ -99,11 +109,7 @@ pub(crate) fn run(args: Attach) -> Result<(), Failure> {
         connections: args.connections,
         memory: args.memory,
         read_only: args.read_only,
-        backend: match args.backend {
-            BackendArg::Auto => Backend::Auto,
-            BackendArg::Nbd => Backend::Nbd,
-            BackendArg::Fuse => Backend::Fuse,
-        },
+        backend: args.backend.into(),
         state: args.state,
         log: args.log,
         program: THIS_PROGRAM.into(),

@@ -8,12 +8,14 @@ mod attach;
 mod contents;
 mod detach;
 mod duration;
+mod enter;
 mod generate;
 mod image;
 mod info;
 mod log;
 mod map;
 mod ns;
+mod run;
 mod serve;
 mod size;
 
@@ -58,6 +60,9 @@ enum Command {
     Attach(attach::Attach),
     Detach(detach::Detach),
     Ns(ns::Ns),
+    // Boxed as well.
+    Run(Box<run::Run>),
+    Enter(enter::Enter),
     #[command(hide = true, name = memdev::attach::daemon::SUBCOMMAND)]
     AttachDaemon(AttachDaemon),
     #[command(hide = true)]
@@ -118,6 +123,8 @@ fn parse_and_run() -> Result<ExitCode, Failure> {
         Command::Attach(args) => attach::run(args)?,
         Command::Detach(args) => detach::run(&args)?,
         Command::Ns(args) => match ns::run(args)? {},
+        Command::Run(args) => return run::run(*args),
+        Command::Enter(args) => return enter::run(args),
         Command::AttachDaemon(_) => return Ok(memdev::attach::daemon::run()),
         Command::Generate(args) => generate::run(&args)?,
     }

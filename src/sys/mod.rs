@@ -19,6 +19,8 @@ pub(crate) mod inherited;
 mod ledger;
 pub(crate) mod loop_device;
 mod mapping;
+pub(crate) mod mount;
+pub(crate) mod network;
 pub mod peer;
 pub mod process;
 mod span;

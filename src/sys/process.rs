@@ -1,11 +1,14 @@
-//! What a process does to itself before it becomes a daemon, and cannot be made safe in general: closing descriptors
-//! whose owners it does not know, and leaving namespaces.
+//! What a process does to itself, or makes of itself, and cannot be made safe in general: closing descriptors whose owners
+//! it does not know, leaving namespaces, and becoming two.
 //!
 //! # Safety
-//! All are for a process that has just begun: nothing in it has opened anything yet, and it has one thread.
+//! All of it is for processes with one thread: those that have just begun, and those that make a private root, which look
+//! whether they have before they begin ([`threads`]).
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
+use rustix::process::Pid;
 use rustix::thread::UnshareFlags;
 
 /// Closes every descriptor from `first` on: those that this process inherited and nothing in it knows of.
@@ -16,9 +19,32 @@ use rustix::thread::UnshareFlags;
 /// # Errors
 /// What `close_range(2)` says: a kernel before 5.9 does not know it.
 pub fn close_inherited(first: u32) -> io::Result<()> {
-    // SAFETY: no memory is touched. That nothing here owns these descriptors yet is what the caller has to keep, as the
-    // documentation says; the only caller is the first line of a daemon.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
+    close_range(first, u32::MAX)
+}
+
+/// Closes every descriptor from `first` on but those in `keep`. Values that own the others must never be used again, nor
+/// dropped: this is for a process that was made by [`fork`] and never returns to where it came from.
+///
+/// # Errors
+/// What `close_range(2)` says.
+pub(crate) fn keep_only(first: u32, keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let numbers = keep.iter().filter_map(|fd| u32::try_from(fd.as_raw_fd()).ok());
+    let mut numbers: Vec<_> = numbers.filter(|&number| number >= first).collect();
+    numbers.sort_unstable();
+    let mut next = first;
+    for number in numbers {
+        if number > next {
+            close_range(next, number - 1)?;
+        }
+        next = number + 1;
+    }
+    close_range(next, u32::MAX)
+}
+
+fn close_range(first: u32, last: u32) -> io::Result<()> {
+    // SAFETY: no memory is touched. That nothing here uses these descriptors any more is what the caller has to keep, as
+    // the documentation says; the only callers are the first line of a daemon, and processes that never return.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
@@ -27,9 +53,7 @@ pub fn close_inherited(first: u32) -> io::Result<()> {
 /// # Errors
 /// `EPERM` without CAP_SYS_ADMIN, and what else `unshare(2)` says.
 pub fn leave_mount_namespace() -> io::Result<()> {
-    // SAFETY: the flag is NEWNS alone, so that the table of descriptors stays shared with all threads.
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }?;
-    Ok(())
+    unshare(UnshareFlags::NEWNS)
 }
 
 /// Gives the calling process, which must have one thread only, a user namespace of its own, and a mount namespace that
@@ -38,8 +62,78 @@ pub fn leave_mount_namespace() -> io::Result<()> {
 /// # Errors
 /// `EINVAL` with more threads than one, `EPERM` where an administrator has forbidden it, and what else `unshare(2)` says.
 pub fn leave_user_and_mount_namespace() -> io::Result<()> {
-    // SAFETY: the table of descriptors stays shared: NEWUSER brings along a view of directories (FS) of this thread's own
-    // and nothing else.
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWUSER | UnshareFlags::NEWNS) }?;
+    unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNS)
+}
+
+/// Gives the calling thread namespaces of its own. The table of descriptors stays shared with all threads, whatever is
+/// asked for.
+///
+/// # Errors
+/// What `unshare(2)` says.
+pub(crate) fn unshare(flags: UnshareFlags) -> io::Result<()> {
+    // SAFETY: without FILES the table of descriptors stays shared with all threads.
+    unsafe { rustix::thread::unshare_unsafe(flags - UnshareFlags::FILES) }?;
     Ok(())
+}
+
+/// How many threads this process has; more than one, to be safe, if nobody says.
+pub(crate) fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").map_or(usize::MAX, Iterator::count)
+}
+
+/// Makes a second process of this one, which must have one thread (else what other threads had locked would stay locked in
+/// the copy). Gives its number here, and nothing there.
+///
+/// # Errors
+/// What `fork(2)` says.
+pub(crate) fn fork() -> io::Result<Option<Pid>> {
+    // SAFETY: this process has one thread, as the documentation asks for, so that the copy is a whole program in a
+    // consistent state.
+    let result = unsafe { libc::fork() };
+    forked(result.into())
+}
+
+/// As [`fork`], but the new process is a child of this one's parent. The copy must not use what keeps a thread's number:
+/// the C library does not know that it has another one.
+///
+/// # Errors
+/// What `clone(2)` says.
+pub(crate) fn fork_sibling() -> io::Result<Option<Pid>> {
+    let flags = libc::c_long::from(libc::CLONE_PARENT | libc::SIGCHLD);
+    // SAFETY: without a stack and without CLONE_VM this is `fork`; see there. No pointer is given.
+    let result = unsafe { libc::syscall(libc::SYS_clone, flags, 0_usize, 0_usize, 0_usize, 0_usize) };
+    forked(result)
+}
+
+fn forked(result: libc::c_long) -> io::Result<Option<Pid>> {
+    match i32::try_from(result) {
+        Ok(0) => Ok(None),
+        Ok(number) if number > 0 => Ok(Pid::from_raw(number)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Ends this process at once: nothing is dropped, flushed or called that belongs to the process it is a copy of.
+pub(crate) fn exit_now(status: u8) -> ! {
+    // SAFETY: it has no preconditions.
+    unsafe { libc::_exit(status.into()) }
+}
+
+/// Takes a new, empty session keyring, so that the keys of whoever started this are out of reach. A kernel without keys
+/// has nothing to hide.
+pub(crate) fn leave_keyring() {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;
+    // SAFETY: the name is null, which asks for one without a name; no memory is looked at.
+    unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0_usize) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_are_counted() {
+        // The test harness has one of its own.
+        assert!((2..1000).contains(&threads()));
+    }
 }

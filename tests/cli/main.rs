@@ -143,6 +143,11 @@ fn a_wrong_command_line_is_one_line_and_status_2() {
         (&["attach", "x.img", "--backend", "smb"], "possible values: auto, nbd, fuse"),
         (&["attach", "a@b.img"], "give it a name: NAME=a@b.img"),
         (&["detach"], "required arguments were not provided: <DEVICE>"),
+        (&["run"], "required arguments were not provided: <IMAGE|EXPORT-URI>"),
+        (&["run", "x.img", "--bind", "/a:b"], "write SRC:DST or SRC:DST:ro"),
+        (&["run", "x.img", "--net", "bridge"], "possible values: none, host"),
+        (&["run", "--session", "x.img"], "'x.img' is no URI"),
+        (&["enter"], "required arguments were not provided: <SESSION>"),
         (&["generate", "jokes", "."], "possible values: man, completions"),
     ] {
         let line = failure(memdev().args(args), 2);
@@ -248,7 +253,16 @@ fn manual_and_completions_are_made_from_the_definition() {
     pages.sort();
     assert_eq!(
         pages,
-        ["memdev-attach.1", "memdev-detach.1", "memdev-info.1", "memdev-map.1", "memdev-serve.1", "memdev.1"]
+        [
+            "memdev-attach.1",
+            "memdev-detach.1",
+            "memdev-enter.1",
+            "memdev-info.1",
+            "memdev-map.1",
+            "memdev-run.1",
+            "memdev-serve.1",
+            "memdev.1"
+        ]
     );
     memdev().args(["generate", "completions"]).arg(dir.path()).assert().success();
     assert!(fs::read_to_string(dir.path().join("memdev.bash")).unwrap().contains("--session-memory"));

@@ -1,0 +1,209 @@
+//! Process 1 inside: makes what is the session's own, starts the command, and then is what every process 1 is: parent of
+//! whoever has none, and the end of all when it ends.
+//!
+//! It never becomes another program, so that no file of the host is to be reached by way of it; nobody inside may look
+//! into it; and it keeps no descriptor but the one by which it hears the launcher. When that is closed it ends.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
+use rustix::thread::UnshareFlags;
+use serde_json::json;
+use signal_hook::consts::SIGCHLD;
+
+use super::command::{self, Ready, Size};
+use super::launcher::World;
+use super::plan::Step;
+use super::signals::Signals;
+use super::talk::{self, Yield};
+use super::{Network, child, places, privileges};
+use crate::attach::control;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys;
+
+/// The exit status when it was the launcher that ended.
+const ABANDONED: u8 = 137;
+
+struct Init<'a> {
+    world: &'a World<'a>,
+    devices: &'a [(&'static str, OwnedFd)],
+    binds: &'a [OwnedFd],
+    children: Signals,
+    command: Option<Pid>,
+    /// The command's terminal: open here as well, so that it stays when nobody else has it open for a moment.
+    terminal: Option<OwnedFd>,
+}
+
+/// What process 1 does, from its beginning to its end.
+///
+/// # Errors
+/// That it cannot begin; later it does not return.
+pub(super) fn serve(
+    world: &World<'_>,
+    channel: OwnedFd,
+    devices: &[(&'static str, OwnedFd)],
+    binds: &[OwnedFd],
+) -> Result<()> {
+    let failed = |error: io::Error| Error::io("Process 1 cannot begin", error);
+    world.signals.forget();
+    privileges::be_opaque().map_err(failed)?;
+    // Of the host's there remain what has been copied for here, and the launcher.
+    let mut keep = vec![channel.as_fd()];
+    keep.extend(devices.iter().map(|(_, mount)| mount.as_fd()));
+    keep.extend(binds.iter().map(AsFd::as_fd));
+    sys::process::keep_only(3, &keep).map_err(failed)?;
+    rustix::process::setsid().map_err(|error| failed(error.into()))?;
+    sys::process::leave_keyring();
+    let _ = rustix::thread::set_name(c"memdev-init");
+    let children = Signals::catch(&[SIGCHLD]).map_err(failed)?;
+    let mut init = Init { world, devices, binds, children, command: None, terminal: None };
+    while init.command.is_none() {
+        let Some((step, with)) = talk::next(channel.as_fd(), world.plan)? else {
+            sys::process::exit_now(ABANDONED);
+        };
+        let result = init.perform(step, &Size::from_json(&with));
+        talk::answer(channel.as_fd(), result)?;
+    }
+    init.live(&channel)
+}
+
+impl Init<'_> {
+    fn perform(&mut self, step: Step, size: &Size) -> Result<Yield> {
+        let failed = |what: &'static str| move |error: io::Error| Error::io(what, error);
+        let run = self.world.run;
+        match step {
+            Step::MakePlaces => {
+                // It still is in the host's tree, which was taken away from under it.
+                rustix::process::chdir("/")
+                    .map_err(|error| Error::io("Cannot leave the host's directory", error))?;
+                // What is made is for everybody to see.
+                rustix::process::umask(rustix::fs::Mode::WGRP | rustix::fs::Mode::WOTH);
+                let targets = run.binds.iter().map(|bind| bind.target.as_path());
+                places::make(targets.zip(self.binds))?;
+            }
+            Step::LockMounts => {
+                sys::process::unshare(UnshareFlags::NEWNS).map_err(failed("Cannot copy the mount table"))?;
+            }
+            Step::MountDevices => places::mount_devices(self.devices)?,
+            Step::MountTemporary => places::mount_temporary()?,
+            Step::CoverUp => privileges::cover_up()?,
+            Step::BringUpLoopback => {
+                sys::network::bring_up_loopback().map_err(failed("Cannot bring up the loopback interface"))?
+            }
+            Step::SetHostname => {
+                let name = run.hostname.as_deref().unwrap_or(&self.world.session.name);
+                rustix::system::sethostname(name.as_bytes())
+                    .map_err(|error| Error::io("Cannot set the host name to", error).on(name))?;
+            }
+            Step::GiveUp => privileges::give_up(run.network == Network::None)?,
+            Step::StartCommand => return self.start_command(size),
+            _ => return Err(Error::new(ErrorKind::Invalid, "A step of the plan is out of order")),
+        }
+        Ok(talk::done())
+    }
+
+    fn start_command(&mut self, size: &Size) -> Result<Yield> {
+        let order = self.world.order();
+        let ready = Ready::new(&order)?;
+        let (outer, inner) = ready.terminal(size)?.unzip();
+        let (command, trouble) = start(&ready, inner.as_ref())?;
+        if let Some(error) = trouble {
+            let why = format!("Cannot run {}: {error}", command::shown(&order).display());
+            let told = json!({ "trouble": why, "status": command::status_of(&error) });
+            return Ok((told, Vec::new()));
+        }
+        self.command = Some(command);
+        self.terminal = inner;
+        // It is the command's business from now on; held here, it would not end with who reads or writes it.
+        let null =
+            rustix::fs::open(Path::new("/dev/null"), rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty())
+                .and_then(|null| {
+                    rustix::stdio::dup2_stdin(&null)?;
+                    rustix::stdio::dup2_stdout(&null)?;
+                    rustix::stdio::dup2_stderr(&null)
+                });
+        null.map_err(|error| Error::io("Cannot let go of standard input and output", error))?;
+        Ok((json!({}), outer.into_iter().collect()))
+    }
+
+    /// Until the command has ended, or the launcher.
+    fn live(&self, channel: &OwnedFd) -> ! {
+        // What it was to put in place has got there.
+        let mut keep = vec![channel.as_fd(), self.children.as_fd()];
+        keep.extend(self.terminal.iter().map(AsFd::as_fd));
+        let _ = sys::process::keep_only(3, &keep);
+        loop {
+            let mut fds = [PollFd::new(channel, PollFlags::IN), PollFd::new(&self.children, PollFlags::IN)];
+            match poll(&mut fds, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(_) => sys::process::exit_now(ABANDONED),
+            }
+            let heard = !fds[0].revents().is_empty();
+            self.children.take();
+            if let Some(status) = self.reap() {
+                sys::process::exit_now(status);
+            }
+            if heard {
+                self.pass_on(channel);
+            }
+        }
+    }
+
+    /// Takes leave of all who have ended. If the command is among them, its status.
+    fn reap(&self) -> Option<u8> {
+        let mut ended = None;
+        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+            if Some(pid) == self.command {
+                ended = Some(status_of(status));
+            }
+        }
+        ended
+    }
+
+    /// A signal that the launcher got.
+    fn pass_on(&self, channel: &OwnedFd) {
+        let Ok(Some((message, _))) = control::receive(channel.as_fd()) else {
+            sys::process::exit_now(ABANDONED);
+        };
+        let signal = message["signal"].as_i64().and_then(|n| i32::try_from(n).ok());
+        let Some((signal, command)) = signal.and_then(Signal::from_named_raw).zip(self.command) else {
+            return;
+        };
+        // What a terminal would send to all in the foreground; else to the command alone.
+        let _ = if message["group"] == true {
+            rustix::process::kill_process_group(command, signal)
+        } else {
+            rustix::process::kill_process(command, signal)
+        };
+    }
+}
+
+/// Starts the command; says why, if it cannot be executed.
+pub(super) fn start(ready: &Ready<'_>, terminal: Option<&OwnedFd>) -> Result<(Pid, Option<io::Error>)> {
+    let failed = |error| Error::io("Cannot start the command", error);
+    let (mut told, tell) = io::pipe().map_err(failed)?;
+    let command = child::start_alone(|| {
+        let mut tell = tell.try_clone()?;
+        // The pipe is closed when it is another program.
+        let error = ready.execute(terminal.map(AsFd::as_fd));
+        write!(tell, "{}", error.raw_os_error().unwrap_or(libc::EINVAL))
+    })
+    .map_err(failed)?;
+    drop(tell);
+    let mut text = String::new();
+    told.read_to_string(&mut text).map_err(failed)?;
+    Ok((command, text.parse().ok().map(io::Error::from_raw_os_error)))
+}
+
+/// An exit status as shells have it.
+pub(super) fn status_of(status: WaitStatus) -> u8 {
+    let status = match (status.exit_status(), status.terminating_signal()) {
+        (Some(status), _) => status,
+        (None, Some(signal)) => 128 + signal,
+        (None, None) => 1,
+    };
+    u8::try_from(status & 0xff).unwrap_or(1)
+}

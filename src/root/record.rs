@@ -1,0 +1,255 @@
+//! Which private roots run: one file each, as attachments have it, locked by its launcher for as long as that lives.
+
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use serde_json::{Value, json};
+
+use super::{Run, ids};
+use crate::attach::random_name;
+use crate::attach::record::{Directory, Entry};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Where running sessions are written down.
+pub const DIRECTORY: &str = "/run/memdev-root";
+
+/// The longest name of a session, in bytes: that of a host name.
+const NAME_MAX: usize = 64;
+
+/// A private root that runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// 32 hexadecimal digits that nobody else has.
+    pub id: String,
+    /// What people call it; one at a time has it.
+    pub name: String,
+    /// What its root is a copy of: the image's path, or the URI of the named session.
+    pub source: String,
+    /// Whether its root is the host's user 0.
+    pub privileged: bool,
+    /// The number of its process 1; 0 while it begins.
+    pub init: u32,
+    /// When process 1 began, in the kernel's ticks: numbers come round again, this does not.
+    pub init_started: u64,
+    /// The number of its launcher.
+    pub launcher: u32,
+    /// The first of its 65,536 user and group ids; 0 if it is privileged.
+    pub first_id: u32,
+    /// Whether it has a network of its own.
+    pub own_network: bool,
+}
+
+impl Session {
+    /// The session as JSON has it.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        json!({
+            "id": self.id,
+            "name": self.name,
+            "source": self.source,
+            "privileged": self.privileged,
+            "init": self.init,
+            "init_started": self.init_started,
+            "launcher": self.launcher,
+            "first_id": self.first_id,
+            "own_network": self.own_network,
+        })
+    }
+
+    fn from_json(id: &str, value: &Value) -> Option<Self> {
+        let text = |key: &str| value[key].as_str().map(str::to_owned);
+        let number = |key: &str| value[key].as_u64().and_then(|number| u32::try_from(number).ok());
+        Some(Self {
+            id: id.to_owned(),
+            name: text("name")?,
+            source: text("source")?,
+            privileged: value["privileged"].as_bool()?,
+            init: number("init")?,
+            init_started: value["init_started"].as_u64()?,
+            launcher: number("launcher")?,
+            first_id: number("first_id")?,
+            own_network: value["own_network"].as_bool()?,
+        })
+    }
+}
+
+/// The sessions that run at this moment, by name.
+///
+/// # Errors
+/// The directory cannot be read; `Denied` for whoever is not root.
+pub fn sessions(directory: &Path) -> Result<Vec<Session>> {
+    let mut all = running(&Directory::open(directory)?)?;
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(all)
+}
+
+/// Those that run; what dead launchers have left of theirs is removed.
+fn running(directory: &Directory) -> Result<Vec<Session>> {
+    let mut all = Vec::new();
+    for entry in directory.entries()? {
+        if entry.is_abandoned() {
+            directory.remove(entry.id());
+        } else if let Some(session) = entry.read().and_then(|value| Session::from_json(entry.id(), &value)) {
+            all.push(session);
+        }
+    }
+    Ok(all)
+}
+
+/// This process's session, written down until this is dropped.
+pub(super) struct Written {
+    directory: Directory,
+    entry: Entry,
+    pub(super) session: Session,
+}
+
+impl Written {
+    /// Writes a session down, with a name and ids that no other one has.
+    ///
+    /// # Errors
+    /// `InUse` if its name is taken, `Invalid` if it cannot be one; what the system says.
+    pub(super) fn new(run: &Run) -> Result<Self> {
+        let failed = |error: rustix::io::Errno| {
+            Error::io("Cannot write the session down", error).on_path(&run.sessions)
+        };
+        let directory = Directory::open(&run.sessions)?;
+        // One at a time chooses.
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let lock = rustix::fs::openat(&directory, ".", flags, Mode::empty()).and_then(|lock| {
+            rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
+            Ok(lock)
+        });
+        let _lock = lock.map_err(failed)?;
+        let others = running(&directory)?;
+        let id = random_name()?;
+        let (source, stem) = match &run.source {
+            crate::attach::Source::Image { name, path } => (path.display().to_string(), name.clone()),
+            crate::attach::Source::Export(uri) => (uri.to_string(), uri.export.replace('@', "-")),
+        };
+        let name = match &run.name {
+            Some(name) => check(name)?.to_owned(),
+            None => format!("{}-{}", host_name(&stem), &id[..6]),
+        };
+        if others.iter().any(|other| other.name == name) {
+            return Err(Error::new(ErrorKind::InUse, "There is a session already that is called")
+                .on(name)
+                .advise("choose another name, or 'memdev enter' it"));
+        }
+        let first_id = if run.privileged { 0 } else { first_id(&id, &others)? };
+        let entry = directory.create(&id)?;
+        let session = Session {
+            id,
+            name,
+            source,
+            privileged: run.privileged,
+            init: 0,
+            init_started: 0,
+            launcher: std::process::id(),
+            first_id,
+            own_network: run.network == super::Network::None,
+        };
+        let written = Self { directory, entry, session };
+        written.write()?;
+        Ok(written)
+    }
+
+    /// Adds who is process 1.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(super) fn set_init(&mut self, pid: u32) -> Result<()> {
+        self.session.init = pid;
+        self.session.init_started = started(pid).unwrap_or(0);
+        self.write()
+    }
+
+    fn write(&self) -> Result<()> {
+        let written = self.entry.write_down(&self.session.to_json());
+        written.map_err(|error| Error::io("Cannot write the session down", error))
+    }
+}
+
+impl Drop for Written {
+    fn drop(&mut self) {
+        self.directory.remove(self.entry.id());
+    }
+}
+
+fn first_id(id: &str, others: &[Session]) -> Result<u32> {
+    let taken: Vec<_> = others.iter().map(|other| other.first_id).collect();
+    let from = u32::from_str_radix(&id[..8], 16).unwrap_or(0);
+    let slot = ids::free_slot(&taken, from).ok_or_else(|| {
+        Error::new(ErrorKind::OutOfSpace, "Every range of ids is taken by a running session")
+    })?;
+    Ok(ids::first_of(slot))
+}
+
+/// When the process began, in the kernel's ticks since the machine did; `None` if there is none of this number.
+pub(super) fn started(pid: u32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in parentheses, may hold anything; field 22, the 20th after it.
+    text.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
+}
+
+/// What a session may be called: what is a host name, too.
+fn check(name: &str) -> Result<&str> {
+    let fine = !name.is_empty()
+        && name.len() <= NAME_MAX
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+        && !name.starts_with(['-', '.']);
+    let bad = || {
+        Error::new(ErrorKind::Invalid, format!("A session cannot be called '{name}'"))
+            .advise("use up to 64 of A-Z a-z 0-9 - . _")
+    };
+    fine.then_some(name).ok_or_else(bad)
+}
+
+/// The beginning of a host name that is made from anything.
+fn host_name(text: &str) -> String {
+    let fine = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    let name: String = text.chars().map(fine).take(40).collect();
+    let name = name.trim_matches('-');
+    if name.is_empty() { "root".to_owned() } else { name.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attach::Source;
+
+    fn run(directory: &Path, name: Option<&str>) -> Run {
+        let mut run = Run::new(Source::Image { name: "Debian 12".into(), path: "/srv/d.img".into() });
+        run.sessions = directory.to_owned();
+        run.name = name.map(str::to_owned);
+        run
+    }
+
+    #[test]
+    fn a_session_is_found_while_it_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut written = Written::new(&run(dir.path(), Some("one"))).unwrap();
+        written.set_init(std::process::id()).unwrap();
+        let found = sessions(dir.path()).unwrap();
+        assert_eq!(found, [written.session.clone()]);
+        assert!(found[0].init_started > 0);
+        let error = Written::new(&run(dir.path(), Some("one"))).err().unwrap().to_string();
+        assert!(error.contains("already that is called one"), "{error}");
+        let other = Written::new(&run(dir.path(), None)).unwrap();
+        assert!(other.session.name.starts_with("debian-12-"), "{}", other.session.name);
+        assert_ne!(other.session.first_id, written.session.first_id);
+        drop((written, other));
+        assert_eq!(sessions(dir.path()).unwrap(), []);
+        assert!(std::fs::read_dir(dir.path()).unwrap().next().is_none());
+    }
+
+    #[test]
+    fn names_are_host_names() {
+        for good in ["a", "kiosk-1", "A.b_c", &"x".repeat(64)] {
+            assert_eq!(check(good).unwrap(), good);
+        }
+        for bad in ["", "-a", ".a", "a/b", "a b", "ä", &"x".repeat(65)] {
+            assert!(check(bad).is_err(), "{bad}");
+        }
+        assert_eq!(host_name("ä//"), "root");
+    }
+}

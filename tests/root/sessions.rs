@@ -1,0 +1,61 @@
+//! Named sessions of a running server as private roots: what is changed is there the next time.
+
+use std::fs;
+
+use super::machine::{Place, image};
+use crate::interop_support::{run, said, uri};
+use crate::support::Image;
+use crate::support::server::Serve;
+
+/// A copy of Debian's image, as the tests' server takes it.
+fn debian(place: &Place) -> Image {
+    let size = fs::metadata(image()).expect("the image is there").len();
+    let copy = Image::empty(place.path("debian.img"), size);
+    run("cp", ["--sparse=always".as_ref(), image().as_os_str(), copy.path.as_os_str()]);
+    copy
+}
+
+#[test]
+fn a_named_session_is_gone_on_with() {
+    let place = Place::new();
+    let server = Serve::image(&debian(&place)).start();
+    let session = uri(&server, "debian@kept");
+    let attempt = |uri: &str, script: &str| {
+        let mut command =
+            place.memdev("run", &["--backend", "fuse", "--session", uri, "--", "sh", "-c", script]);
+        let output = command.output().expect("memdev can be run");
+        place.assert_empty();
+        assert!(output.status.success(), "{script}: {}", said(&output));
+        said(&output)
+    };
+    attempt(
+        &session,
+        "echo first >/root/first; dd if=/dev/urandom of=/root/big bs=1M count=20 2>/dev/null; md5sum /root/big >/root/sum",
+    );
+    assert_eq!(attempt(&session, "cat /root/first; md5sum --quiet -c /root/sum"), "first\n");
+    let other = uri(&server, "debian@other");
+    assert_eq!(attempt(&other, "ls -A /root | grep -c first || :"), "0\n");
+    // The file system was left in order.
+    let copy = place.path("copy.img");
+    run("nbdcopy", [session.as_ref(), copy.as_os_str()]);
+    run("e2fsck", ["-fn".as_ref(), copy.as_os_str()]);
+    server.stop();
+}
+
+#[test]
+fn a_server_that_ends_ends_the_private_root() {
+    let place = Place::new();
+    let server = Serve::image(&debian(&place)).start();
+    let session = uri(&server, "debian@x");
+    let options = ["--backend", "fuse", "--session", &session, "--", "sh", "-c", "echo ready; sleep 1000"];
+    let mut command = place.memdev("run", &options);
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut ready = [0; 6];
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut ready).unwrap();
+    server.stop();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said(&output).contains("has died, and the session with it"), "{}", said(&output));
+    place.assert_empty();
+}
