@@ -9,6 +9,7 @@ pub mod client;
 pub mod conversation;
 pub mod handshake;
 pub mod option;
+pub mod partition;
 pub mod request;
 pub mod steps;
 pub mod uri;
@@ -23,6 +24,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("conversation", conversation::body),
     ("handshake", handshake::body),
     ("option", option::body),
+    ("partition", partition::body),
     ("request", request::body),
     ("steps", steps::body),
     ("uri", uri::body),

@@ -1,8 +1,8 @@
 //! The command line: what was typed becomes what to do. One file a subcommand, one for each kind of value.
 //!
 //! The definitions here are the only source of help, manual and completions (see [`generate`]). Exit status: 0; 1 when
-//! something failed; 2 when the command line itself is wrong. Either failure is one line on stderr that begins with
-//! `memdev: ` and says what to do.
+//! something failed; 2 when the command line itself is wrong; that of the command that it runs, where it runs one. Either
+//! failure is one line on stderr that begins with `memdev: ` and says what to do.
 
 mod attach;
 mod contents;
@@ -17,6 +17,7 @@ mod info;
 mod log;
 mod map;
 mod new;
+mod ns;
 mod ps;
 mod run;
 mod serve;
@@ -71,6 +72,7 @@ enum Command {
     Top(top::Top),
     Set(set::Set),
     End(end::End),
+    Ns(ns::Ns),
     // Boxed as well.
     Run(Box<run::Run>),
     Enter(enter::Enter),
@@ -94,6 +96,8 @@ enum Failure {
     Usage(String),
     /// It was tried and failed: exit status 1.
     Failed(Error),
+    /// The command that was to be run is not there, or not to be run: the status that shells give this.
+    NotRun(Error, u8),
 }
 
 impl From<Error> for Failure {
@@ -107,6 +111,7 @@ pub(crate) fn main() -> ExitCode {
     let (line, status) = match parse_and_run() {
         Ok(status) => return status,
         Err(Failure::Failed(error)) => (error.to_string(), 1),
+        Err(Failure::NotRun(error, status)) => (error.to_string(), status),
         Err(Failure::Usage(why)) => (why, 2),
     };
     // What was typed is part of the line, and may hold anything.
@@ -136,6 +141,7 @@ fn parse_and_run() -> Result<ExitCode, Failure> {
         Command::Top(args) => top::run(&args)?,
         Command::Set(args) => set::run(&args)?,
         Command::End(args) => end::run(&args)?,
+        Command::Ns(args) => match ns::run(args)? {},
         Command::Run(args) => return run::run(*args),
         Command::Enter(args) => return enter::run(args),
         Command::AttachDaemon(_) => return Ok(memdev::attach::daemon::run()),

@@ -265,7 +265,8 @@ fn date_of(seconds: u64) -> String {
     ];
     let (days, time) = (seconds / 86400, seconds % 86400);
     let (mut year, mut day) = (1970, days);
-    let is_leap = |year: u64| (year.is_multiple_of(4) && !year.is_multiple_of(100)) || year.is_multiple_of(400);
+    let is_leap =
+        |year: u64| (year.is_multiple_of(4) && !year.is_multiple_of(100)) || year.is_multiple_of(400);
     while day >= 365 + u64::from(is_leap(year)) {
         day -= 365 + u64::from(is_leap(year));
         year += 1;

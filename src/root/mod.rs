@@ -14,6 +14,9 @@
 //!
 //! The file system is never in the host's mount table, nor in anybody else's; the host's is not in that of the private
 //! root. docs/private-root.md has the reasons for the order.
+//!
+//! [`partition`] finds the file system in the image of a whole disk; [`ns`] is the other half alone, a copy of the caller's
+//! mount table without a device.
 
 mod account;
 mod child;
@@ -26,6 +29,8 @@ mod init;
 mod launcher;
 mod mounter;
 mod mounts;
+pub mod ns;
+pub mod partition;
 mod places;
 mod plan;
 mod privileges;

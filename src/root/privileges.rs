@@ -49,7 +49,14 @@ const READ_ONLY: [&str; 5] = ["/proc/sys", "/proc/irq", "/proc/bus", "/proc/fs",
 
 /// What tells of the kernel's memory, of everybody's keys and timers. Not `/proc/kmsg`, which takes a capability that is
 /// not left: covered, it would be an empty file instead of an error.
-const HIDDEN: [&str; 3] = ["/proc/kcore", "/proc/keys", "/proc/timer_list"];
+const HIDDEN: [&str; 6] = [
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/kpagecgroup",
+    "/proc/kpagecount",
+    "/proc/kpageflags",
+    "/proc/timer_list",
+];
 
 /// Covers up what user 0 could reach without a capability. `/dev/null` must be there.
 ///

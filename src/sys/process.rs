@@ -56,6 +56,15 @@ pub fn leave_mount_namespace() -> io::Result<()> {
     unshare(UnshareFlags::NEWNS)
 }
 
+/// Gives the calling process, which must have one thread only, a user namespace of its own, and a mount namespace that
+/// belongs to it.
+///
+/// # Errors
+/// `EINVAL` with more threads than one, `EPERM` where an administrator has forbidden it, and what else `unshare(2)` says.
+pub fn leave_user_and_mount_namespace() -> io::Result<()> {
+    unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNS)
+}
+
 /// Gives the calling thread namespaces of its own. The table of descriptors stays shared with all threads, whatever is
 /// asked for.
 ///

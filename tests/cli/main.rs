@@ -262,6 +262,7 @@ fn manual_and_completions_are_made_from_the_definition() {
             "memdev-info.1",
             "memdev-map.1",
             "memdev-new.1",
+            "memdev-ns.1",
             "memdev-ps.1",
             "memdev-run.1",
             "memdev-serve.1",
