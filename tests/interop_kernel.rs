@@ -146,6 +146,42 @@ fn a_killed_server_is_an_error_and_no_hang_linux_6_12() {
     killed("6.12");
 }
 
+/// `memdev attach` on both backends, in a machine that has both; see the job.
+fn memdev_attaches(kernel: &str) {
+    let _turn = turn();
+    let dir = scratch();
+    let image = Image::empty(dir.path().join("disk.img"), 32 * MIB);
+    run("mkfs.ext4", ["-q".as_ref(), "-F".as_ref(), image.path.as_os_str()]);
+    let before = image.fingerprint();
+    let sum = run("sh", ["-c", &format!("sha256sum <'{}'", image.path.display())]);
+    let (server, first, second) = (tcp_server(&image), tcp_server(&image), tcp_server(&image));
+    Vm::job(kernel, "memdev-attach.sh")
+        .memdev(dir.path())
+        .add(&image.path, "/disk.img")
+        .option("--module", "loop")
+        .option("--module", "fuse")
+        .port("PORT", &server)
+        .port("FIRST", &first)
+        .port("SECOND", &second)
+        .env("SIZE", image.size)
+        .env("SUM", &sum[..64])
+        .call("kill_nbd", &format!("kill -KILL {}", first.pid()))
+        .call("kill_fuse", &format!("kill -KILL {}", second.pid()))
+        .succeed();
+    assert_eq!(image.fingerprint(), before);
+    server.stop();
+}
+
+#[test]
+fn memdev_attaches_by_both_backends_linux_6_1() {
+    memdev_attaches("6.1");
+}
+
+#[test]
+fn memdev_attaches_by_both_backends_linux_6_12() {
+    memdev_attaches("6.12");
+}
+
 /// A copy of the Debian root image that machines boot from, of which nothing is in memory.
 fn cold_root(dir: &Path) -> Image {
     let golden = std::env::var("MEMDEV_ROOT_IMAGE").expect(

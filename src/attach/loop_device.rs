@@ -33,6 +33,11 @@ pub(super) struct Wanted<'a> {
     pub(super) read_only: bool,
 }
 
+/// Whether the device is one of the loop driver's.
+pub(super) fn is_one(device: &Device) -> bool {
+    device.name().strip_prefix("loop").is_some_and(|number| number.parse::<u32>().is_ok())
+}
+
 /// Makes `device`, or else one that is free. `announce` is told which before it is made, so that it can be found if this
 /// process dies.
 ///

@@ -202,7 +202,10 @@ pub fn attach(options: &Options) -> Result<Attached> {
     let ((device, daemon, record), cloned) = match made.and_then(|made| Ok((made, cloned?))) {
         Ok(all) => all,
         Err(error) => {
-            directory.remove(entry.id());
+            // It may have failed with the device made: then the record stays for as long as that does.
+            if free(&entry, false).is_ok() {
+                directory.remove(entry.id());
+            }
             return Err(error);
         }
     };
@@ -215,8 +218,18 @@ pub fn attach(options: &Options) -> Result<Attached> {
 
 /// The backend for what was asked for. The device that was asked for decides, if one was.
 fn choose(wanted: Backend, device: Option<&Device>) -> Result<Backend> {
-    let kind = device.map(|device| (device, if nbd::is_one(device) { Backend::Nbd } else { Backend::Fuse }));
-    match (wanted, kind) {
+    let kind = device.map(|device| {
+        let kind = if nbd::is_one(device) {
+            Backend::Nbd
+        } else if loop_device::is_one(device) {
+            Backend::Fuse
+        } else {
+            let why = format!("{} is neither an nbd nor a loop device", device.path().display());
+            return Err(Error::new(ErrorKind::Invalid, why).advise("leave out --device, or give a free one"));
+        };
+        Ok((device, kind))
+    });
+    match (wanted, kind.transpose()?) {
         (Backend::Auto, Some((_, kind))) => Ok(kind),
         (Backend::Auto, None) if nbd::is_available() => Ok(Backend::Nbd),
         (Backend::Auto, None) => Ok(Backend::Fuse),
@@ -269,24 +282,29 @@ impl Made {
 /// `NotFound` if memdev has not attached it, `InUse` if somebody uses it (the error says who); then nothing has changed.
 pub fn detach(state: &Path, device: &Path) -> Result<()> {
     let directory = Directory::open(state)?;
-    // Of a device that has gone altogether only the name is left.
-    let name = Device::of_path(device).map(|device| device.name().to_owned()).ok();
-    let name = name.as_deref().or_else(|| device.file_name().and_then(|name| name.to_str()));
-    let entries = directory.entries()?;
-    let found = entries.iter().find(|entry| {
-        entry.record().is_some_and(|record| Some(record.device.as_str()) == name)
-            && entry.record().is_some_and(|record| carries(&record, entry))
-    });
-    let Some(entry) = found else {
-        // What else the dead left behind is not in the way of anybody, but this is the moment to free it.
-        clean_up(&directory)?;
-        return Err(Error::new(ErrorKind::NotFound, "Cannot detach")
-            .on(format!("{}: memdev has not attached it", device.display()))
-            .advise("list what there is with 'memdev attach --list'"));
+    let result = detach_in(&directory, device);
+    // What else the dead left behind is not in the way of anybody, but this is the moment to free it.
+    result.and(clean_up(&directory))
+}
+
+fn detach_in(directory: &Directory, path: &Path) -> Result<()> {
+    let unknown = |why: String| {
+        Error::new(ErrorKind::NotFound, "Cannot detach")
+            .on(format!("{}: {why}", path.display()))
+            .advise("list what there is with 'memdev attach --list'")
     };
-    let result = take_away(&directory, entry);
-    clean_up(&directory)?;
-    result
+    // The node decides, not what it is called: a file that happens to be called loop3 is no device.
+    let device = Device::of_path(path).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => unknown("there is no such device".to_owned()),
+        _ => error,
+    })?;
+    let is_it = |entry: &&Entry| {
+        entry.record().is_some_and(|record| record.device == device.name() && carries(&record, entry))
+    };
+    match directory.entries()?.iter().find(is_it) {
+        Some(entry) => take_away(directory, entry),
+        None => Err(unknown("memdev has not attached it".to_owned())),
+    }
 }
 
 /// Takes the device of `entry` away, and waits until its daemon has ended.
@@ -405,4 +423,26 @@ pub(crate) fn random_name() -> Result<String> {
         let _ = write!(text, "{byte:02x}");
         text
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_device_that_is_asked_for_decides_the_backend() {
+        let choose = |wanted, name| choose(wanted, Some(&Device::named(name).unwrap()));
+        assert_eq!(choose(Backend::Auto, "loop7").unwrap(), Backend::Fuse);
+        assert_eq!(choose(Backend::Auto, "nbd7").unwrap(), Backend::Nbd);
+        assert_eq!(choose(Backend::Fuse, "loop7").unwrap(), Backend::Fuse);
+        assert!(
+            choose(Backend::Nbd, "loop7").unwrap_err().to_string().contains("no device for --backend nbd")
+        );
+        for backend in [Backend::Auto, Backend::Fuse, Backend::Nbd] {
+            for name in ["sda", "vda", "loop", "loopy", "zram0"] {
+                let error = choose(backend, name).unwrap_err().to_string();
+                assert!(error.contains("neither an nbd nor a loop device"), "{name}: {error}");
+            }
+        }
+    }
 }

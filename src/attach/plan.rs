@@ -32,8 +32,17 @@ impl Plan<'_> {
     /// What is written down of it, once it is known what is served.
     ///
     /// # Errors
-    /// There is not one whole sector.
+    /// There is not one whole sector, or no sector is large enough for the server.
     pub(super) fn record(&self, backend: &str, told: Told, pid: u32) -> Result<Record> {
+        if told.minimum > largest_sector() {
+            let why = format!(
+                "Export '{}' takes no requests of less than {} bytes, and devices have sectors of {} at most",
+                self.export,
+                told.minimum,
+                largest_sector()
+            );
+            return Err(Error::new(ErrorKind::Unsupported, why));
+        }
         if told.size < SECTOR {
             let why = format!("Export '{}' has less than one sector", self.export);
             return Err(Error::new(ErrorKind::Invalid, why));
@@ -54,8 +63,12 @@ impl Plan<'_> {
 /// The size of the device's sectors in bytes: 512, what file systems and partition tables in images are made for, unless
 /// the server cannot take so small a request and says so.
 pub(super) fn block_size(told: Told) -> u32 {
-    let page = u32::try_from(rustix::param::page_size()).unwrap_or(4096);
-    told.minimum.max(1).next_power_of_two().clamp(512, page)
+    told.minimum.max(1).next_power_of_two().clamp(512, largest_sector())
+}
+
+/// The largest sectors that every kernel has, in bytes.
+fn largest_sector() -> u32 {
+    u32::try_from(rustix::param::page_size()).unwrap_or(4096)
 }
 
 /// What a source is called, and what was opened of it.
@@ -86,6 +99,12 @@ pub(super) fn open(options: &Options) -> Result<Opened> {
             Ok(Opened { source, export, told: None, image: Some(image), sockets: Vec::new() })
         }
         Source::Export(uri) => {
+            if uri.tls.is_some() {
+                // What asks for TLS must not go on without.
+                let why = format!("No TLS for block devices, as {uri} asks for");
+                return Err(Error::new(ErrorKind::Unsupported, why)
+                    .advise("use a unix socket, or a network that only these machines are on, and nbd://"));
+            }
             let mut sockets = Vec::new();
             let mut first = None;
             for _ in 0..options.connections {

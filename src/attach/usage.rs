@@ -4,6 +4,8 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
+
 use super::device::Device;
 
 /// Everybody who uses the device or one of its partitions, in words: mounts in all namespaces that can be seen, other
@@ -47,6 +49,14 @@ impl Parts {
 
 fn children(directory: &Path) -> impl Iterator<Item = PathBuf> {
     fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+/// The number of the block device behind a descriptor's link, as `7:3`. What is behind it is not asked, so that a network
+/// or FUSE file whose server hangs is not waited for.
+fn device_number(fd: &Path) -> Option<String> {
+    let stat = statx(CWD, fd, AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE).ok()?;
+    let is_block = FileType::from_raw_mode(stat.stx_mode.into()) == FileType::BlockDevice;
+    is_block.then(|| format!("{}:{}", stat.stx_rdev_major, stat.stx_rdev_minor))
 }
 
 /// The process numbers there are.
@@ -111,9 +121,8 @@ fn swap_areas<'a>(text: &'a str, parts: &'a Parts) -> impl Iterator<Item = &'a s
 fn openers(parts: &Parts, users: &mut Vec<String>) {
     for pid in processes() {
         let has = children(Path::new(&format!("/proc/{pid}/fd"))).any(|fd| {
-            // The link's text alone: to follow it could wait for whatever it leads to.
-            fs::read_link(fd)
-                .is_ok_and(|target| target.to_str().is_some_and(|path| parts.paths.contains(path)))
+            // By number: in a root of its own, or by another node, the device has another path.
+            device_number(&fd).is_some_and(|number| parts.numbers.contains(&number))
         });
         if has {
             let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();

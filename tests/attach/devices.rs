@@ -2,12 +2,12 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
-use rustix::fs::FallocateFlags;
+use rustix::fs::{CWD, FallocateFlags};
 
 use super::machine::{Mount, State, failure};
-use crate::interop_support::{run, said, uri};
+use crate::interop_support::{attempt, run, said, uri};
 use crate::support::server::Serve;
 use crate::support::{Image, MIB, Random, Server, wait_until};
 
@@ -117,6 +117,19 @@ fn a_device_in_use_stays_and_the_error_says_who_uses_it() {
     );
     drop(file);
 
+    // By another node, as in a root that somebody has made for a container: the device is the same.
+    let node = state.path("disk");
+    let number = fs::metadata(&disk.path).map(|metadata| metadata.rdev()).expect("the device is there");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(CWD, &node, rustix::fs::FileType::BlockDevice, mode, number).expect("making a node");
+    let file = File::open(&node).expect("opening the device");
+    let line = refused();
+    assert!(
+        line.contains(&format!("process {} (", std::process::id())) && line.contains("has it open"),
+        "{line}"
+    );
+    drop(file);
+
     // A mount in a namespace that only another process is in.
     let mut hidden = std::process::Command::new("unshare")
         .args(["--mount", "sh", "-c", "mount \"$0\" /mnt && echo mounted && read -r _"])
@@ -184,6 +197,7 @@ fn what_cannot_be_attached_is_one_line_and_leaves_nothing() {
         (vec![none.as_str()], "check that a server is running there"),
         (vec![&uri(&server, "nosuch")], "there is no such export"),
         (vec![&uri(&server, "disk"), "--connections", "2"], "name a session, as NAME@ID"),
+        (vec!["nbds://localhost/disk"], "No TLS for block devices, as nbds://localhost"),
     ] {
         let line = state.attach_failure(&args);
         assert!(line.contains(why), "{args:?}: {line}");
@@ -202,6 +216,41 @@ fn what_cannot_be_attached_is_one_line_and_leaves_nothing() {
         assert_eq!(state.output("attach", args).status.code(), Some(2), "{args:?}");
     }
     server.stop();
+}
+
+#[test]
+fn a_file_that_is_called_like_a_device_is_none() {
+    let state = State::new();
+    let image = Image::empty(state.path("disk.img"), MIB);
+    let disk = state.attach(text(&image.path), &[]);
+    let file = state.path(disk.name());
+    let line = failure(&state.output("detach", &[text(&file)]));
+    assert!(line.contains("there is no such device; list what there is"), "{line}");
+    fs::write(&file, "no device").expect("creating a file");
+    let line = failure(&state.output("detach", &[text(&file)]));
+    assert!(line.contains("no block device"), "{line}");
+    assert!(disk.is_there());
+    // Whereas a link to the device is the device.
+    fs::remove_file(&file).expect("removing a file");
+    std::os::unix::fs::symlink(&disk.path, &file).expect("making a link");
+    assert!(state.output("detach", &[text(&file)]).status.success());
+    assert!(!disk.is_there());
+    state.assert_empty();
+}
+
+#[test]
+fn an_export_that_takes_only_large_requests_is_refused() {
+    let state = State::new();
+    let attach = format!(
+        "{} attach --backend fuse --state {} \"$uri\"",
+        env!("CARGO_BIN_EXE_memdev"),
+        state.directory().display()
+    );
+    let words = ["--unix=-", "--filter=blocksize-policy", "memory", "1M"];
+    let sizes = ["blocksize-minimum=65536", "blocksize-preferred=65536", "--run", &attach];
+    let line = failure(&attempt("nbdkit", words.iter().chain(&sizes)));
+    assert!(line.contains("takes no requests of less than 65536 bytes"), "{line}");
+    state.assert_empty();
 }
 
 #[test]

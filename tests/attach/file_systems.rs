@@ -41,6 +41,8 @@ fn work_on(kind: &str, image_size: u64) {
         fs::create_dir(mount.path("trees")).map(|()| mount.path("trees")).expect("creating a directory");
     std::thread::scope(|scope| {
         scope.spawn(|| copy_trees(&files));
+        scope.spawn(|| build(&mount.path("program")));
+        scope.spawn(|| verify(mount.root()));
         scope.spawn(|| use_git(&mount.path("repository")));
         scope.spawn(|| install(&mount.path("installed"), &package));
         for seed in 0..3 {
@@ -111,6 +113,64 @@ fn copy_trees(to: &Path) {
             }
         });
         fs::remove_dir_all(to.join(format!("{round}.0"))).expect("deleting a tree");
+    }
+}
+
+/// Random writes by mapping, past the cache and through it, each read again and compared.
+fn verify(at: &Path) {
+    for (name, words) in [
+        ("mapped", ["--ioengine=mmap", "--bs=4k", "--fsync=128"]),
+        ("direct", ["--ioengine=libaio", "--direct=1", "--iodepth=16"]),
+        ("cached", ["--ioengine=psync", "--bsrange=512-64k", "--fdatasync=64"]),
+    ] {
+        let (name, directory) = (format!("--name={name}"), format!("--directory={}", at.display()));
+        let job = [
+            "--rw=randwrite",
+            "--size=8m",
+            "--verify=crc32c",
+            "--verify_fatal=1",
+            "--minimal",
+            "--verify_state_save=0",
+        ];
+        run("fio", [&[name.as_str(), &directory][..], &words, &job].concat());
+    }
+}
+
+/// A program of many small parts, built by several compilers at a time, cleaned away and built again.
+fn build(at: &Path) {
+    const PARTS: u32 = 60;
+    fs::create_dir(at).expect("creating a directory");
+    let write = |name: &str, text: &str| fs::write(at.join(name), text).expect("creating a file");
+    let mut main = "#include <stdio.h>\n".to_owned();
+    let mut sum = String::new();
+    for part in 0..PARTS {
+        let text = format!(
+            "#include <stdlib.h>\n#include <string.h>\nstatic char text[4096] = \"{part}\";\n\
+             int part{part}(void) {{ return atoi(text) + (int)strlen(text + 8); }}\n"
+        );
+        write(&format!("part{part}.c"), &text);
+        main += &format!("int part{part}(void);\n");
+        sum += &format!(" + part{part}()");
+    }
+    write("main.c", &format!("{main}int main(void) {{ printf(\"%d\\n\", 0{sum}); return 0; }}\n"));
+    write(
+        "Makefile",
+        "parts := $(patsubst %.c,%.o,$(wildcard part*.c))\n\
+         program: main.o parts.a\n\tcc -o $@ $^\n\
+         parts.a: $(parts)\n\tar rc $@ $^\n\
+         %.o: %.c\n\tcc -g -O1 -c -o $@ $<\n\
+         clean:\n\trm -f program parts.a *.o\n",
+    );
+    let make = |target: &str| {
+        run("make", ["-s".as_ref(), "-j4".as_ref(), "-C".as_ref(), at.as_os_str(), target.as_ref()]);
+    };
+    for round in 0..2 {
+        if round > 0 {
+            make("clean");
+        }
+        make("program");
+        let output = run(at.join("program").to_str().expect("text"), [""; 0]);
+        assert_eq!(output, format!("{}\n", PARTS * (PARTS - 1) / 2));
     }
 }
 

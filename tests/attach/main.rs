@@ -16,4 +16,5 @@ mod crashes;
 mod daemon;
 mod devices;
 mod file_systems;
+mod leaks;
 mod machine;

@@ -1,118 +1,181 @@
 #!/bin/sh
-# memdev attach in a machine whose kernel has an nbd driver: both backends, in an initramfs, where nobody is but us.
-# In the guest: /usr/bin/memdev, the modules nbd, loop, fuse and ext4. $HOST:$PORT: a server with export "disk" (32 MiB or
-# more, of which nothing is asked).
-set -eu
-fail() {
-    echo "FAILED: $*"
-    dmesg | tail -n 20
-    exit 1
-}
+# memdev attach where the kernel has an nbd driver, on both backends: images, named sessions of a server on the host, devices
+# in use, and the death of everybody who has a part in a device: server, daemon, command.
+#
+# /disk.img: an ext4 image of $SIZE bytes, with $SUM as its sha256; servers on the host have the same as `disk`: $PORT for good,
+# $FIRST and $SECOND until on-host kill_nbd and kill_fuse.
+# shellcheck source=lib.sh
+. /lib.sh
+SERVER="$HOST $PORT"
+
+records() { ls -A /run/memdev-attach; }
+daemons() { grep -lx memdev-attach /proc/[0-9]*/comm 2>/dev/null; }
 # is_free DEVICE: the kernel has nothing connected to it.
-is_free() {
-    [ ! -e "/sys/block/${1#/dev/}/pid" ] && [ ! -e "/sys/block/${1#/dev/}/loop/backing_file" ]
-}
+is_free() { [ ! -e "/sys/block/${1#/dev/}/pid" ] && [ ! -e "/sys/block/${1#/dev/}/loop/backing_file" ]; }
 # nothing_left: no record, no daemon, no device.
 nothing_left() {
-    [ -z "$(ls -A /run/memdev-attach)" ] || fail "records: $(cat /run/memdev-attach/*)"
-    [ "$(memdev attach --list)" = '' ] || fail "still attached: $(memdev attach --list)"
+    [ -z "$(records)" ] || fail "records: $(records)"
+    [ -z "$(memdev attach --list)" ] || fail "still attached: $(memdev attach --list)"
     for device in /sys/block/nbd* /sys/block/loop*; do
         is_free "/dev/${device##*/}" || fail "$device is in use"
     done
-    for comm in /proc/[0-9]*/comm; do
-        [ "$(cat "$comm" 2>/dev/null)" != memdev-attach ] || fail "a daemon is left: $comm"
-    done
+    [ -z "$(daemons)" ] || fail "a daemon is left: $(daemons)"
+}
+none_alive() { ! memdev attach --list --json | grep -q '"alive": true'; }
+daemon_of_all() { memdev attach --list --json | sed -n 's/.*"pid": \([0-9]*\).*/\1/p'; }
+
+# make WORDS...: attaches by $backend; $device is ready then, without a wait.
+make() {
+    device=$(memdev attach --backend "$backend" "$@") || fail "attach --backend $backend $*"
+    [ "$(blockdev --getsize64 "$device")" = "$SIZE" ] || fail "$device has $(blockdev --getsize64 "$device") bytes"
+}
+take() {
+    memdev detach "$device" || fail "detach $device"
+    is_free "$device" || fail "the kernel keeps $device"
+}
+# says WORDS COMMAND...: the command fails, and says the words.
+says() {
+    words=$1
+    shift
+    refused "$@"
+    grep -qF "$words" /run/refused.log || fail "$* says: $(cat /run/refused.log)"
 }
 
-dd if=/dev/zero of=/root/image.img bs=1M count=32 2>/dev/null
-mkfs.ext4 -q -F /root/image.img
-before=$(sha256sum /root/image.img)
-uri=nbd://$HOST:$PORT/disk
-mkdir -p /mnt
-
-# The kernel's own client is what is chosen where there is one.
-device=$(memdev attach /root/image.img)
-case $device in /dev/nbd*) ;; *) fail "auto chose $device" ;; esac
-memdev detach "$device"
+# The kernel's own client is what is chosen where there is one; a device of one's own choice, once.
+device=$(memdev attach /disk.img) || fail "attach"
+case $device in /dev/nbd*) ;; *) fail "$device was chosen" ;; esac
+take
+device=$(memdev attach --device /dev/nbd5 /disk.img) || fail "attach --device"
+[ "$device" = /dev/nbd5 ] || fail "asked for /dev/nbd5, got $device"
+says 'is connected already' memdev attach --device /dev/nbd5 /disk.img
+take
+# What others attach is neither taken nor touched.
+attach -N disk
+says 'is connected already' memdev attach --device "$DEVICE" /disk.img
+says 'memdev has not attached it' memdev detach "$DEVICE"
+device=$(memdev attach /disk.img) || fail "attach"
+[ "$device" != "$DEVICE" ] || fail "a device was taken from somebody else"
+take
+e2fsck -fn "$DEVICE" >/run/log 2>&1 || fail "$(cat /run/log)"
+detach
 nothing_left
+step "the kernel's client is chosen"
 
 for backend in nbd fuse; do
-    echo "backend $backend"
-    # An image: written, read back past the cache, gone.
-    device=$(memdev attach --backend $backend /root/image.img)
-    echo "  $(memdev attach --list)"
-    [ "$(blockdev --getsize64 "$device")" = $((32 << 20)) ] || fail "size of $device"
+    # An image: mounted, written, read back past the cache, freed; in use; its daemon.
+    make /disk.img
     [ "$(blockdev --getss "$device")" = 512 ] || fail "sectors of $device"
-    mount -t ext4 "$device" /mnt
-    memdev detach "$device" 2>/tmp/error && fail "a mounted device was detached"
-    grep -q "it is mounted on /mnt" /tmp/error || fail "$(cat /tmp/error)"
-    dd if=/dev/urandom of=/mnt/file bs=64k count=100 conv=fsync 2>/dev/null
+    memdev attach --list
+    mount -t ext4 "$device" /mnt || fail mount
+    says 'it is mounted on /mnt' memdev detach "$device"
+    memdev attach --list | grep -qF "$device: disk@" || fail "it is not listed"
+    memdev attach --list | grep -qF "by $backend; it is mounted on /mnt" || fail "$(memdev attach --list)"
+    dd if=/dev/urandom of=/mnt/file bs=64k count=100 conv=fsync status=none || fail "writing"
     sum=$(sha256sum </mnt/file)
     umount /mnt
-    mount -t ext4 "$device" /mnt
+    mount -t ext4 "$device" /mnt || fail mount
     [ "$(sha256sum </mnt/file)" = "$sum" ] || fail "the file has changed"
-    fstrim /mnt || fail "fstrim"
+    fstrim /mnt || fail fstrim
     umount /mnt
-    e2fsck -fn "$device" >/dev/null || fail "the file system is not in order"
-    (
-        exec 9<"$device"
-        memdev detach "$device" 2>/tmp/error && fail "a device that is open was detached"
-        grep -q "has it open" /tmp/error || fail "$(cat /tmp/error)"
-    )
-    memdev detach "$device"
-    is_free "$device" || fail "$device is in use"
+    e2fsck -fn "$device" >/run/log 2>&1 || fail "$(cat /run/log)"
+    exec 9<"$device"
+    says 'has it open' memdev detach "$device"
+    exec 9<&-
+    # In memory for good, and told to the kernel as one who writes dirty pages back: PF_MEMALLOC_NOIO, PF_LOCAL_THROTTLE.
+    pid=$(daemon_of_all)
+    [ "$(sed -n 's/^VmLck:[^0-9]*\([0-9]*\).*/\1/p' "/proc/$pid/status")" -gt 0 ] || fail "the daemon's memory is not locked"
+    for stat in /proc/"$pid"/task/*/stat; do
+        # shellcheck disable=SC2046  # the fields behind the name
+        set -- $(sed 's/.*) //' "$stat")
+        [ $(($7 & 0x180000)) = $((0x180000)) ] || fail "a thread of the daemon has the flags $7"
+    done
+    [ "$(readlink "/proc/$pid/ns/mnt")" != "$(readlink /proc/self/ns/mnt)" ] || fail "the daemon lives among others' mounts"
+    take
     nothing_left
-
-    # Read-only.
-    device=$(memdev attach --backend $backend --read-only /root/image.img)
+    make --read-only /disk.img
     [ "$(blockdev --getro "$device")" = 1 ] || fail "$device can be written"
-    memdev detach "$device"
+    refused dd if=/dev/urandom of="$device" bs=4k count=1 conv=fsync,notrunc
+    take
     nothing_left
+    step "$backend: an image"
 
-    # A named session of the server on the host, by several connections; found again.
-    device=$(memdev attach --backend $backend --connections 2 "$uri@vm-$backend")
-    dd if=/dev/urandom of=/root/random bs=64k count=64 2>/dev/null
-    dd if=/root/random of="$device" bs=64k seek=7 conv=fsync 2>/dev/null
-    memdev detach "$device"
-    device=$(memdev attach --backend $backend "$uri@vm-$backend")
-    dd if="$device" of=/root/found bs=64k skip=7 count=64 2>/dev/null
-    cmp /root/random /root/found || fail "the session has lost what was written"
-    memdev detach "$device"
+    # A named session: a file system is made, and found again by way of several connections.
+    session=nbd://$HOST:$PORT/disk@$backend
+    make "$session"
+    memdev attach --list | grep -qF "$device: disk@$backend ($session)" || fail "$(memdev attach --list)"
+    mkfs.ext4 -q -F -L "$backend" "$device" || fail mkfs
+    mount -t ext4 "$device" /mnt || fail mount
+    dd if=/dev/urandom of=/mnt/file bs=1M count=8 conv=fsync status=none || fail "writing"
+    dd if=/dev/urandom of=/mnt/other bs=1000 count=99 status=none || fail "writing"
+    sum=$(cat /mnt/file /mnt/other | sha256sum)
+    sync
+    umount /mnt
+    take
     nothing_left
-    memdev attach --backend $backend --connections 2 "$uri" 2>/tmp/error && fail "two copies behind one device"
-    grep -q "name a session" /tmp/error || fail "$(cat /tmp/error)"
+    make --connections 3 "$session"
+    e2fsck -fn "$device" >/run/log 2>&1 || fail "$(cat /run/log)"
+    mount -t ext4 "$device" /mnt || fail mount
+    [ "$(cat /mnt/file /mnt/other | sha256sum)" = "$sum" ] || fail "the session has lost what was written"
+    umount /mnt
+    take
+    says 'name a session' memdev attach --backend "$backend" --connections 2 "nbd://$HOST:$PORT/disk"
+    nothing_left
+    step "$backend: a named session"
+
+    # The server dies under a mounted file system: errors and no hang, freed, and the next server serves.
+    case $backend in
+    nbd) doomed=$FIRST ;;
+    fuse) doomed=$SECOND ;;
+    esac
+    make --connections 2 "nbd://$HOST:$doomed/disk@killed"
+    mount -t ext4 "$device" /mnt || fail mount
+    dd if=/dev/urandom of=/mnt/before bs=1M count=2 conv=fsync status=none || fail "writing"
+    on-host "kill_$backend" || fail "the server cannot be killed"
+    refused dd if=/dev/urandom of=/mnt/after bs=1M count=2 conv=fsync status=none
+    grep -qE 'Input/output error|Read-only file system' /run/refused.log || fail "another error was expected: $(cat /run/refused.log)"
+    wait_for 30 none_alive || fail "its server is gone, and nobody notices"
+    memdev attach --list | grep -qF 'its server is gone; it is mounted on /mnt' || fail "$(memdev attach --list)"
+    says 'it is mounted on /mnt' memdev detach "$device"
+    umount /mnt || fail umount
+    take
+    nothing_left
+    make "nbd://$HOST:$PORT/disk@next-$backend"
+    e2fsck -fn "$device" >/run/log 2>&1 || fail "the next server's disk is not in order: $(cat /run/log)"
+    mount -t ext4 "$device" /mnt || fail mount
+    [ ! -e /mnt/before ] || fail "it is not the image"
+    dd if=/dev/urandom of=/mnt/again bs=1M count=2 conv=fsync status=none || fail "writing to the next server"
+    umount /mnt || fail umount
+    take
+    nothing_left
+    step "$backend: the server was killed"
 
     # The daemon dies: the device fails, is known to be dead, and is freed by the next attach.
-    device=$(memdev attach --backend $backend /root/image.img)
-    pid=$(memdev attach --list --json | sed -n 's/.*"pid": \([0-9]*\).*/\1/p')
-    kill -9 "$pid"
-    while memdev attach --list --json | grep -q '"alive": true'; do sleep 0.1; done
+    make /disk.img
+    dead=$device
+    kill -9 "$(daemon_of_all)"
+    wait_for 30 none_alive || fail "the daemon is dead, and nobody notices"
     echo 3 >/proc/sys/vm/drop_caches
-    dd if="$device" of=/dev/null bs=64k skip=100 count=1 2>/dev/null && fail "$device still reads"
-    other=$(memdev attach --backend $backend /root/image.img)
+    refused dd if="$dead" of=/dev/null bs=64k skip=100 count=1
+    make /disk.img
     [ "$(memdev attach --list | wc -l)" = 1 ] || fail "the dead device stays: $(memdev attach --list)"
-    memdev detach "$other"
+    take
     nothing_left
+    step "$backend: the daemon was killed"
 
     # The command is killed at some moment: whatever is left goes with the next.
-    for delay in 0.0 0.02 0.04 0.06 0.08 0.1 0.15 0.2 0.3; do
-        memdev attach --backend $backend /root/image.img >/tmp/device 2>/dev/null &
-        sleep $delay
-        kill -9 $! 2>/dev/null || true
-        wait $! && memdev detach "$(cat /tmp/device)"
-        while memdev attach --list --json | grep -q '"alive": true'; do sleep 0.1; done
+    for delay in 0.05 0.1 0.2 0.3 0.4 0.6 0.9 1.3; do
+        memdev attach --backend "$backend" /disk.img >/run/device 2>/dev/null &
+        sleep "$delay"
+        kill -9 $! 2>/dev/null
+        if wait $!; then
+            device=$(cat /run/device)
+            take
+        fi
+        wait_for 30 none_alive || fail "the command is dead, and its daemon does not notice"
     done
-    device=$(memdev attach --backend $backend /root/image.img)
-    memdev detach "$device"
+    make /disk.img
+    take
     nothing_left
+    step "$backend: the command was killed"
 done
-
-# An nbd device of one's own choice; one that is connected is refused.
-device=$(memdev attach --device /dev/nbd5 /root/image.img)
-[ "$device" = /dev/nbd5 ] || fail "asked for /dev/nbd5, got $device"
-memdev attach --device /dev/nbd5 /root/image.img 2>/tmp/error && fail "one device twice"
-grep -q "is connected already" /tmp/error || fail "$(cat /tmp/error)"
-memdev detach /dev/nbd5
-nothing_left
-[ "$(sha256sum /root/image.img)" = "$before" ] || fail "the image has changed"
-echo "all is well"
+[ "$(sha256sum </disk.img)" = "$SUM  -" ] || fail "the image has changed"

@@ -176,6 +176,17 @@ fn connect(
     let device = number.and_then(|number| Device::named(&format!("nbd{number}")));
     let device =
         device.ok_or_else(|| Error::new(ErrorKind::Io, "The kernel does not say which device it is"))?;
+    if !carries(&device, plan.entry.id()) {
+        // Nobody could tell it from others' devices later on. It has just been made by this process, so it is known now.
+        if let Some(number) = self::number(&device) {
+            let message = family.message(CMD_DISCONNECT).u32(ATTR_INDEX, number);
+            family.ask_u32(message, ATTR_INDEX).map_err(|error| Error::io("Cannot disconnect", error))?;
+        }
+        let why = "This kernel's nbd driver does not keep the names of devices";
+        return Err(
+            Error::new(ErrorKind::Unsupported, why).advise("use Linux 5.14 or newer, or --backend fuse")
+        );
+    }
     device.name().clone_into(&mut record.device);
     plan.entry.write(&record)?;
     Ok((device, record))
