@@ -86,7 +86,14 @@ impl Budget {
     /// Bytes held by replies alone, whose blocks were overwritten or trimmed since.
     #[must_use]
     pub fn pinned(&self) -> u64 {
-        self.pinned.load(Ordering::Relaxed)
+        // Where two holders of a block give up at the same time, its reader may be faster than the second of them, and then
+        // it is for a moment less than nothing.
+        self.pinned.load(Ordering::Relaxed).cast_signed().max(0).cast_unsigned()
+    }
+
+    /// Whether no block is charged to it.
+    pub(super) fn pays_for_nothing(&self) -> bool {
+        self.data() == 0 && self.pinned.load(Ordering::Relaxed) == 0
     }
 
     fn pinned_beyond_margin(&self) -> u64 {
