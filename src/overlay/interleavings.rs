@@ -415,7 +415,8 @@ fn first_bytes(snapshot: &Snapshot, pool: &Pool) -> [u8; 2] {
 /// A checkpoint is taken while a connection writes one block, and when that is acknowledged, another, and then the first
 /// again: it holds what was written up to some moment, and holds that still when everything is written.
 ///
-/// Caught: in `Tree::snapshot`, the era left as it was; in `Arena::is_unique`, no look at the holders.
+/// Caught: in `Tree::snapshot`, the era left as it was; in `Tree::own_leaf`, a leaf of any era; in `Arena::is_unique`, no look
+/// at the holders.
 #[test]
 fn a_checkpoint_is_of_one_moment_and_stays() {
     bounded_model(Some(PREEMPTIONS), |image| {
@@ -443,8 +444,7 @@ fn a_checkpoint_is_of_one_moment_and_stays() {
 /// A session and its fork both write to parts of a block that they share, and to the block as a whole: neither sees what
 /// the other wrote, a checkpoint of before sees neither, and when all have ended every block has been given back once.
 ///
-/// Caught: in `Locked::copy`, slots that are not shared but copied; in `Arena::release`, a relaxed count; in
-/// `Tree::make_own`, a leaf taken for its own that another tree has.
+/// Caught: all that the model before catches.
 #[test]
 fn forks_that_write_to_one_block_are_apart() {
     bounded_model(Some(PREEMPTIONS), |image| {
@@ -480,7 +480,7 @@ fn forks_that_write_to_one_block_are_apart() {
 /// A session is rolled back while a connection reads a block and writes it: what is read is of before or of behind, and what
 /// was given up is wiped only when the reply is sent.
 ///
-/// Caught: in `Overlay::return_to`, what was there given back without its readers being asked.
+/// Caught: all that the model of a checkpoint catches.
 #[test]
 fn a_rollback_is_before_a_write_or_behind_it() {
     bounded_model(Some(PREEMPTIONS), |image| {
