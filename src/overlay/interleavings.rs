@@ -118,13 +118,13 @@ impl<'a> Reply<'a> {
             }
         }
         // Also between two threads that let go: not for a moment less than nothing.
-        assert!(self.0.overlay().budget().pinned() <= 1 << 20);
+        assert!(self.0.overlay().budget().pinned_exactly() <= 1 << 20);
     }
 }
 
 /// When nothing is on its way, nothing is pinned.
 fn check_unpinned(device: &Device) {
-    assert_eq!(device.overlay().budget().pinned(), 0);
+    assert_eq!(device.overlay().budget().pinned_exactly(), 0);
 }
 
 /// The byte that all of these are.

@@ -53,7 +53,7 @@ pub(super) struct OwnedLeaf {
 }
 
 impl OwnedLeaf {
-    fn new(make: impl FnOnce() -> Leaf, slots: usize, era: u64, account: &Arc<Account>) -> Outcome<Node> {
+    fn node(make: impl FnOnce() -> Leaf, slots: usize, era: u64, account: &Arc<Account>) -> Outcome<Node> {
         let charged = Leaf::COST + (slots * size_of::<crate::sys::Slot>()) as u64;
         account.budget().charge_map(charged)?;
         Ok(Node::Leaf(Arc::new(Self { leaf: make(), era, account: Arc::clone(account), charged })))
@@ -172,10 +172,10 @@ impl Tree {
                 }
                 let contents = leaf.leaf.lock();
                 let arena = account.pool().arena();
-                OwnedLeaf::new(|| contents.copy(|slot| arena.share(slot)), contents.slots(), era, account)?
+                OwnedLeaf::node(|| contents.copy(|slot| arena.share(slot)), contents.slots(), era, account)?
             }
-            Some(Node::Zero) => OwnedLeaf::new(Leaf::all_zero, 0, era, account)?,
-            None => OwnedLeaf::new(Leaf::default, 0, era, account)?,
+            Some(Node::Zero) => OwnedLeaf::node(Leaf::all_zero, 0, era, account)?,
+            None => OwnedLeaf::node(Leaf::default, 0, era, account)?,
         };
         branch.put(index, leaf).map(drop)
     }

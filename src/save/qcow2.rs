@@ -45,7 +45,7 @@ impl Layout {
         let per_l2 = cluster / 8;
         let l1_entries = size.div_ceil(cluster * per_l2);
         let l1 = 1..1 + (l1_entries * 8).div_ceil(cluster).max(1);
-        let per_block = cluster * 8 >> REFCOUNT_ORDER;
+        let per_block = (cluster * 8) >> REFCOUNT_ORDER;
         // They count themselves, too.
         let (mut table, mut blocks) = (1, 1);
         loop {

@@ -104,7 +104,7 @@ fn what_is_saved_is_what_was_there() {
     check(&mut Bytes::new(kinds(1, |_| Data), 512));
     check(&mut Bytes::new(kinds(1, |_| Zero), 1024));
     check(&mut Bytes::new(kinds(700, |at| [Nothing, Data, Zero, Data, Data][at % 5]), 1536));
-    check(&mut Bytes::new(kinds(2100, |at| if at < 600 || at > 1700 { Nothing } else { Data }), 4096));
+    check(&mut Bytes::new(kinds(2100, |at| if (600..1700).contains(&at) { Data } else { Nothing }), 4096));
     check(&mut Bytes::new(kinds(1600, |at| if (500..1300).contains(&at) { Zero } else { Data }), 4096));
     check(&mut Bytes::new(kinds(4000, |_| Data), 2048));
 }
