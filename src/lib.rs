@@ -13,6 +13,7 @@ pub mod net;
 pub mod overlay;
 pub mod proto;
 pub mod root;
+pub mod save;
 pub mod session;
 mod sync;
 pub mod sys;

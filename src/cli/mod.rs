@@ -20,6 +20,7 @@ mod new;
 mod ns;
 mod ps;
 mod run;
+mod save;
 mod serve;
 mod set;
 mod size;
@@ -76,6 +77,7 @@ enum Command {
     // Boxed as well.
     Run(Box<run::Run>),
     Enter(enter::Enter),
+    Save(save::Save),
     #[command(hide = true, name = memdev::attach::daemon::SUBCOMMAND)]
     AttachDaemon(AttachDaemon),
     #[command(hide = true)]
@@ -144,6 +146,7 @@ fn parse_and_run() -> Result<ExitCode, Failure> {
         Command::Ns(args) => match ns::run(args)? {},
         Command::Run(args) => return run::run(*args),
         Command::Enter(args) => return enter::run(args),
+        Command::Save(args) => save::run(args)?,
         Command::AttachDaemon(_) => return Ok(memdev::attach::daemon::run()),
         Command::Generate(args) => generate::run(&args)?,
     }

@@ -37,13 +37,38 @@ pub struct Incoming {
     /// Where the window's payload begins.
     start: u64,
     fragments: Vec<Fragment>,
+    /// What [`crate::overlay::Overlay::returns`] said when the first window was published.
+    since: Option<u64>,
+}
+
+/// What is left to be done of a write when its payload has arrived.
+#[derive(Debug)]
+pub struct Remainder {
+    /// The parts of blocks, to be written by [`Device::write`] once the base under them is warm.
+    pub fragments: Vec<Fragment>,
+    since: Option<u64>,
+}
+
+impl Remainder {
+    /// Whether a part of the write, which was published, is lost, because the session was rolled back since.
+    #[must_use]
+    pub fn is_torn(&self, device: &Device) -> bool {
+        self.since.is_some_and(|since| since != device.overlay.returns())
+    }
 }
 
 impl Incoming {
     /// The payload of a write of `range`, of which nothing has arrived.
     #[must_use]
     pub fn new(range: Range<u64>) -> Self {
-        Self { start: range.start, left: range, first: 0, slots: Vec::new(), fragments: Vec::new() }
+        Self {
+            start: range.start,
+            left: range,
+            first: 0,
+            slots: Vec::new(),
+            fragments: Vec::new(),
+            since: None,
+        }
     }
 
     /// Bytes still to come.
@@ -139,6 +164,7 @@ impl Incoming {
         let size = device.block_size();
         let (start, end) = (self.start, self.left.start);
         let mut result = Ok(());
+        self.since.get_or_insert_with(|| device.overlay.returns());
         device.overlay.pool().staging().remove(self.slots.len());
         for (slot, block) in self.slots.drain(..).zip(self.first..) {
             let bytes = device.overlay.pool().arena().bytes(&slot);
@@ -162,11 +188,11 @@ impl Incoming {
         result
     }
 
-    /// The parts of blocks that were received, to be written by [`Device::write`] once the base under them is warm.
+    /// What is left to be done, when everything has been received.
     #[must_use]
-    pub fn into_fragments(mut self) -> Vec<Fragment> {
+    pub fn finish(self) -> Remainder {
         debug_assert!(self.slots.is_empty(), "an open window was forgotten");
-        std::mem::take(&mut self.fragments)
+        Remainder { fragments: self.fragments, since: self.since }
     }
 
     /// Gives back what was received and not published.

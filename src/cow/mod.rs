@@ -11,11 +11,11 @@
 
 mod incoming;
 
-pub use incoming::{Fragment, Incoming};
+pub use incoming::{Fragment, Incoming, Remainder};
 
 use crate::base::Image;
 use crate::error::ErrorKind;
-use crate::overlay::{BlockSize, Content, Magazine, Outcome, Overlay, State};
+use crate::overlay::{BlockSize, Budget, Content, LongRead, Magazine, Outcome, Overlay, State};
 use crate::sys::SlotRun;
 use std::ops::Range;
 use std::sync::Arc;
@@ -100,6 +100,12 @@ impl Device {
         &self.overlay
     }
 
+    /// Another device with the same contents, which pays for what is written to it out of `budget`.
+    #[must_use]
+    pub fn fork(&self, budget: Budget) -> Self {
+        Self { image: Arc::clone(&self.image), overlay: self.overlay.fork(budget) }
+    }
+
     fn block_size(&self) -> BlockSize {
         self.overlay.block_size()
     }
@@ -146,9 +152,14 @@ impl Device {
     }
 
     /// Calls `put` for the pieces that make up `range`, in order.
-    pub fn read(&self, range: Range<u64>, mut put: impl FnMut(Piece)) {
+    pub fn read(&self, range: Range<u64>, put: impl FnMut(Piece)) {
+        self.read_in(None, range, put);
+    }
+
+    /// The same for a part of a long read, which sees the device as it was when the read began if it was rolled back since.
+    pub fn read_in(&self, read: Option<&LongRead>, range: Range<u64>, mut put: impl FnMut(Piece)) {
         let arena = self.overlay.pool().arena();
-        self.overlay.for_runs(self.blocks(&range), |blocks, content| {
+        self.overlay.for_runs_in(read, self.blocks(&range), |blocks, content| {
             let bytes = self.bytes(&blocks, &range);
             let mut left = clamp(bytes.end - bytes.start);
             match content {
@@ -165,7 +176,7 @@ impl Device {
                 Content::Zero => put(Piece::Zero { len: left }),
                 Content::Allocated(slots) => {
                     let mut at = self.block_size().offset_within(bytes.start);
-                    let mut slots = slots.iter().map(|slot| arena.share(slot)).peekable();
+                    let mut slots = slots.iter().map(|slot| arena.lend(slot)).peekable();
                     while let Some(slot) = slots.next() {
                         let (mut run, mut len) = (SlotRun::new(slot), arena.slot_size() - at);
                         while let Some(next) = slots.next_if(|slot| slot.number() == run.next_number()) {
@@ -185,7 +196,7 @@ impl Device {
 
     /// Gives back what a [`Piece::Blocks`] of [`Device::read`] holds.
     pub fn release(&self, run: SlotRun, magazine: &mut Magazine) {
-        run.into_slots().for_each(|slot| self.overlay.release(slot, magazine));
+        run.into_loans().for_each(|loan| self.overlay.release(loan, magazine));
     }
 
     /// The blocks that a write of `range` covers only in part: at most two, its first and its last.
@@ -356,5 +367,7 @@ fn clamp(len: u64) -> usize {
     usize::try_from(len).unwrap_or(usize::MAX)
 }
 
+#[cfg(all(test, not(loom)))]
+mod points_tests;
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,7 @@
 //! The device against a byte array, and its promises one by one.
 
 use super::*;
-use crate::overlay::{Budget, Pool};
+use crate::overlay::Pool;
 use proptest::prelude::*;
 use std::io::Write;
 
@@ -22,7 +22,7 @@ fn fixture(base: &[u8], limit: u64) -> Fixture {
     Fixture { device: Device::new(image, overlay), magazine, _file: file }
 }
 
-fn pattern(len: usize) -> Vec<u8> {
+pub(super) fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|i| u8::try_from(i % 251).unwrap() | 1).collect()
 }
 
@@ -69,7 +69,7 @@ impl Fixture {
             rest = &rest[taken..];
             incoming.close_window(&self.device, &mut self.magazine).unwrap();
         }
-        for fragment in incoming.into_fragments() {
+        for fragment in incoming.finish().fragments {
             self.device.write(fragment.offset, &fragment.data, &mut self.magazine).unwrap();
         }
     }

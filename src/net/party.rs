@@ -177,6 +177,14 @@ pub struct Place {
     member: Arc<Member>,
 }
 
+impl Place {
+    /// Whose it is.
+    #[must_use]
+    pub fn party(&self) -> Party {
+        self.member.party
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         self.member.tally.leave(&self.member);

@@ -86,6 +86,18 @@ impl Budget {
     /// Bytes held by replies alone, whose blocks were overwritten or trimmed since.
     #[must_use]
     pub fn pinned(&self) -> u64 {
+        // Where two holders of a block give up at the same time, its reader may be faster than the second of them, and then
+        // it is for a moment less than nothing.
+        self.pinned_exactly().cast_signed().max(0).cast_unsigned()
+    }
+
+    /// Whether no block is charged to it.
+    pub(super) fn pays_for_nothing(&self) -> bool {
+        self.data() == 0 && self.pinned_exactly() == 0
+    }
+
+    /// What is pinned, also where that is less than nothing for a moment.
+    pub(super) fn pinned_exactly(&self) -> u64 {
         self.pinned.load(Ordering::Relaxed)
     }
 

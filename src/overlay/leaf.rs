@@ -48,10 +48,8 @@ pub(super) struct Locked<'a> {
 }
 
 impl Leaf {
-    /// Bytes charged for a leaf: itself, its place in the tree, its first slots.
-    pub(super) const COST: u64 = 256;
-    /// Bytes charged for a place in the tree without a leaf.
-    pub(super) const ZERO_COST: u64 = 32;
+    /// Bytes charged for a leaf, beside its place in the tree: itself, its first slots.
+    pub(super) const COST: u64 = 224;
 
     pub(super) fn all_zero() -> Self {
         let contents = Contents { zero: Some(Box::new([u64::MAX; WORDS])), slots: Vec::new() };
@@ -64,8 +62,9 @@ impl Leaf {
         Locked { present: &self.present, contents }
     }
 
-    pub(super) fn into_slots(self) -> Vec<Slot> {
-        self.contents.into_inner().unwrap_or_else(PoisonError::into_inner).slots
+    /// What it holds, to be given up: the leaf is of no use any more.
+    pub(super) fn take_slots(&mut self) -> Vec<Slot> {
+        std::mem::take(&mut self.contents.get_mut().unwrap_or_else(PoisonError::into_inner).slots)
     }
 
     /// The runs that make up the blocks `within`, in order.
@@ -146,6 +145,19 @@ impl Locked<'_> {
 
     fn allocated(&self, word: usize) -> u64 {
         self.present(word) & !self.zero(word)
+    }
+
+    /// A leaf with the same contents, whose slots are made from this one's by `share`.
+    pub(super) fn copy(&self, share: impl FnMut(&Slot) -> Slot) -> Leaf {
+        let Contents { zero, slots } = &*self.contents;
+        let contents = Contents { zero: zero.clone(), slots: slots.iter().map(share).collect() };
+        let present = std::array::from_fn(|word| AtomicU64::new(self.present(word)));
+        Leaf { present, contents: Mutex::new(contents) }
+    }
+
+    /// How many blocks are allocated.
+    pub(super) fn slots(&self) -> usize {
+        self.contents.slots.len()
     }
 
     pub(super) fn state(&self, block: usize) -> State {

@@ -1,11 +1,12 @@
 //! The private half of a device: the blocks that a session wrote, sparse, in memory.
 //!
 //! ```text
-//!  Overlay   leaf index -> Leaf, only where something was written (or "all zero", which has no leaf)
+//!  Overlay   a tree of leaves, only where something was written (or "all zero", which has no leaf)
 //!  Leaf      512 blocks   present  |1101...|   one bit a block: the overlay decides, not the base
 //!                         zero     |0100...|   one bit a block: it decides "reads as zeroes"
 //!                         slots    [s0 s3 ..]  memory of the allocated blocks (present, not zero), in block order
 //!  Pool      slots of block memory, shared by all overlays of a server, wiped when they come back
+//!  Snapshot  the tree as it was: checkpoints and forks share branches, leaves and slots until one of them writes
 //! ```
 //!
 //! A block is *unallocated* (the base shows through), *allocated* (a slot holds it) or *zero*. What an overlay costs
@@ -13,80 +14,38 @@
 //!
 //! # Locking, and the races that are allowed
 //!
-//! The tree is behind a reader-writer lock that is taken for writing only to add a leaf, or to put "all zero" in a
-//! leaf's place. A leaf's slots and its `zero` plane are behind its mutex; `present` changes only under that mutex, but
+//! The tree is behind a reader-writer lock that is taken for writing only to add a leaf, to put "all zero" in a leaf's
+//! place or a copy in that of a shared one, to take a snapshot, and to put a snapshot in the tree's place: so what is done
+//! under the lock for reading is before or behind each of these, wholly. A leaf's slots and its `zero` plane are behind its mutex; `present` changes only under that mutex, but
 //! is atomic, so that a reader that finds it clear may go to the base at once. A write fills its slot first and sets the bit then
 //! (Release; readers: Acquire), so a block is seen whole or not at all. Two first writes to parts of one block meet
 //! in the mutex: the second finds the block allocated. A reader takes handles on the slots under the mutex and looks
 //! at them later; a write in between finds the slot shared and puts a new one in its place, so what was read stays
-//! as it was when it was read. Requests that overlap while both are in flight may be seen in either order.
+//! as it was when it was read. In the same way a slot that a snapshot holds, too, is replaced and not changed. Requests that overlap while both are in flight may be seen in either order.
 
+mod account;
+mod block_size;
 mod budget;
 mod leaf;
+mod points;
 mod pool;
+mod tree;
 
+pub use block_size::BlockSize;
 pub use budget::Budget;
 pub use leaf::State;
+pub use points::{LongRead, Snapshot};
 pub use pool::{Magazine, Pool, Staging};
 
 use crate::error::ErrorKind;
-use crate::sync::{RwLock, RwLockReadGuard};
-use crate::sys::Slot;
+use crate::sync::{Mutex, RwLock, RwLockReadGuard};
+use crate::sys::{Loan, Slot};
+use account::Account;
 use leaf::{LEAF_BLOCKS, Leaf, Locked};
-use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, PoisonError};
-
-/// The overlay's unit, in bytes: a power of two from 4 KiB to 1 MiB.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BlockSize(u32);
-
-impl BlockSize {
-    /// 4 KiB: the page size of most hosts and the block size of most file systems.
-    pub const DEFAULT: Self = Self(4096);
-    /// The smallest.
-    pub const MIN: u32 = 4096;
-    /// The largest.
-    pub const MAX: u32 = 1 << 20;
-
-    /// A block size of `bytes`, if it is a power of two within the limits.
-    #[must_use]
-    pub fn new(bytes: u32) -> Option<Self> {
-        (bytes.is_power_of_two() && (Self::MIN..=Self::MAX).contains(&bytes)).then_some(Self(bytes))
-    }
-
-    /// In bytes.
-    #[must_use]
-    pub fn bytes(self) -> u64 {
-        u64::from(self.0)
-    }
-
-    /// In bytes, as a length in memory.
-    #[must_use]
-    pub fn in_memory(self) -> usize {
-        self.0 as usize
-    }
-
-    /// The block that byte `offset` is in.
-    #[must_use]
-    pub fn index_of(self, offset: u64) -> u64 {
-        offset >> self.0.trailing_zeros()
-    }
-
-    /// Where in its block byte `offset` is.
-    #[must_use]
-    pub fn offset_within(self, offset: u64) -> usize {
-        #[allow(clippy::cast_possible_truncation, reason = "below 1 MiB by construction")]
-        let within = (offset & (self.bytes() - 1)) as usize;
-        within
-    }
-
-    /// Blocks needed for `bytes` bytes.
-    #[must_use]
-    pub fn blocks_for(self, bytes: u64) -> u64 {
-        bytes.div_ceil(self.bytes())
-    }
-}
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, PoisonError, Weak};
+use tree::{Looked, Rubbish, Tree, leaf_of, per_leaf};
 
 /// What a run of blocks holds, as far as the overlay knows.
 #[derive(Debug)]
@@ -104,82 +63,76 @@ pub type Outcome<T> = Result<T, ErrorKind>;
 
 /// What became of an attempt to write part of a block.
 enum Step {
-    /// It is written; this slot was replaced.
-    Done(Option<Slot>),
+    /// It is written; this was replaced.
+    Done(Option<Replaced>),
     /// The base's bytes are needed under it first.
     NeedsBase,
 }
 
-/// A node of the tree: a leaf, or nothing for "all of these blocks are zero".
-type Node = Option<Box<Leaf>>;
-type Tree = BTreeMap<u64, Node>;
+/// A slot that another has been put in the place of.
+struct Replaced {
+    slot: Slot,
+    /// What was charged for it is charged for the other now.
+    passed_on: bool,
+}
 
 /// The blocks that one session wrote.
 #[derive(Debug)]
 pub struct Overlay {
-    pool: Arc<Pool>,
-    budget: Budget,
+    account: Arc<Account>,
     blocks: u64,
     tree: RwLock<Tree>,
-}
-
-fn leaf_of(block: u64) -> u64 {
-    block / LEAF_BLOCKS as u64
-}
-
-/// Splits a range of blocks at the leaves: for each, its index and the blocks within it.
-fn per_leaf(blocks: Range<u64>) -> impl Iterator<Item = (u64, Range<usize>)> {
-    let size = LEAF_BLOCKS as u64;
-    let leaves = if blocks.is_empty() { 0..0 } else { leaf_of(blocks.start)..leaf_of(blocks.end - 1) + 1 };
-    #[allow(clippy::cast_possible_truncation, reason = "within a leaf everything is at most 512")]
-    let within =
-        move |leaf: u64, block: u64| (block.clamp(leaf * size, (leaf + 1) * size) - leaf * size) as usize;
-    leaves.map(move |leaf| (leaf, within(leaf, blocks.start)..within(leaf, blocks.end)))
+    /// What was left behind by rollbacks.
+    rubbish: Mutex<Rubbish>,
+    returns: AtomicU64,
+    long_reads: Mutex<Vec<Weak<LongRead>>>,
 }
 
 impl Overlay {
     /// An empty overlay for a device of `blocks` blocks, with memory from `pool` within `budget`.
     #[must_use]
     pub fn new(blocks: u64, pool: Arc<Pool>, budget: Budget) -> Self {
-        Self { pool, budget, blocks, tree: RwLock::default() }
+        Self::with(Tree::default(), blocks, Account::open(budget, pool))
+    }
+
+    fn with(tree: Tree, blocks: u64, account: Arc<Account>) -> Self {
+        Self {
+            account,
+            blocks,
+            tree: RwLock::new(tree),
+            rubbish: Mutex::default(),
+            returns: AtomicU64::new(0),
+            long_reads: Mutex::default(),
+        }
     }
 
     /// The unit.
     #[must_use]
     pub fn block_size(&self) -> BlockSize {
-        self.pool.block_size()
+        self.pool().block_size()
     }
 
     /// Where its memory comes from.
     #[must_use]
     pub fn pool(&self) -> &Arc<Pool> {
-        &self.pool
+        self.account.pool()
     }
 
     /// What it may hold and holds.
     #[must_use]
     pub fn budget(&self) -> &Budget {
-        &self.budget
+        self.account.budget()
     }
 
     fn read_tree(&self) -> RwLockReadGuard<'_, Tree> {
-        // A panic elsewhere leaves the tree whole: every change of it is one insertion.
+        // A panic elsewhere leaves the tree whole: every change of it is one insertion, or one replacement.
         self.tree.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Calls `see` for the runs that make up `blocks`, in order. A run ends at a leaf's end at the latest. While it is
     /// called for a run with slots, nobody can change these.
     pub fn for_runs(&self, blocks: Range<u64>, mut see: impl FnMut(Range<u64>, Content<'_>)) {
-        let tree = self.read_tree();
-        for (index, within) in per_leaf(blocks) {
-            let base = index * LEAF_BLOCKS as u64;
-            let absolute = |run: &Range<usize>| base + run.start as u64..base + run.end as u64;
-            match tree.get(&index) {
-                None => see(absolute(&within), Content::Unallocated),
-                Some(None) => see(absolute(&within), Content::Zero),
-                Some(Some(leaf)) => leaf.for_runs(within, |run, content| see(absolute(&run), content)),
-            }
-        }
+        self.read_tree().for_runs(blocks, &mut see);
     }
 
     /// Calls `see` for runs of blocks and their state that make up `blocks`, in order, until it says false. A stretch
@@ -187,31 +140,9 @@ impl Overlay {
     pub fn for_states(&self, blocks: Range<u64>, mut see: impl FnMut(Range<u64>, State) -> bool) {
         // Leaves that are looked at before writers, who may want to add one, have their turn.
         const AT_ONCE: usize = 256;
-        let size = LEAF_BLOCKS as u64;
         let mut at = blocks.start;
-        while at < blocks.end {
-            let tree = self.read_tree();
-            let mut nodes = tree.range(leaf_of(at)..leaf_of(blocks.end - 1) + 1);
-            for (&index, node) in nodes.by_ref().take(AT_ONCE) {
-                if index * size > at && !see(at..index * size, State::Unallocated) {
-                    return;
-                }
-                let here = at.max(index * size)..blocks.end.min((index + 1) * size);
-                at = here.end;
-                let going = match node {
-                    None => see(here, State::Zero),
-                    Some(leaf) => leaf.for_states(here, index * size, &mut see),
-                };
-                if !going {
-                    return;
-                }
-            }
-            if nodes.next().is_none() {
-                if at < blocks.end {
-                    see(at..blocks.end, State::Unallocated);
-                }
-                return;
-            }
+        while let Looked::UpTo(next) = self.read_tree().for_states(&(at..blocks.end), AT_ONCE, &mut see) {
+            at = next;
         }
     }
 
@@ -226,41 +157,37 @@ impl Overlay {
         state
     }
 
-    /// Does something with the leaf `index`, which is made if it is not there.
+    /// Does something with the leaf `index`, which is made if it is not there, or is shared.
     fn with_leaf<R>(&self, index: u64, act: impl FnOnce(&Leaf) -> R) -> Outcome<R> {
         loop {
-            if let Some(Some(leaf)) = self.read_tree().get(&index) {
+            if let Some(leaf) = self.read_tree().own_leaf(index) {
                 return Ok(act(leaf));
             }
-            self.budget.charge_map(Leaf::COST)?;
-            let mut tree = self.tree.write().unwrap_or_else(PoisonError::into_inner);
-            match tree.get_mut(&index) {
-                // Another connection was faster.
-                Some(Some(_)) => self.budget.uncharge_map(Leaf::COST),
-                Some(zeroes) => {
-                    self.budget.uncharge_map(Leaf::ZERO_COST);
-                    *zeroes = Some(Box::new(Leaf::all_zero()));
-                }
-                None => {
-                    tree.insert(index, Some(Box::default()));
-                }
-            }
+            // It may be there by then: another connection may have been faster.
+            self.tree.write().unwrap_or_else(PoisonError::into_inner).make_own(index, &self.account)?;
         }
     }
 
     /// Makes `slot`, filled by the caller, the contents of `block`. Replacing what is there takes nothing from the
-    /// budget, so a session that has used up its own can still overwrite.
+    /// budget unless a checkpoint or a fork has it, too: so a session that has used up its own can still overwrite.
     ///
     /// # Errors
     /// `OutOfSpace` when a budget is used up; the slot is given back then.
     pub fn install(&self, block: u64, slot: Slot, magazine: &mut Magazine) -> Outcome<()> {
         let mut slot = Some(slot);
-        let result = self.with_leaf(leaf_of(block), |leaf| self.put_slot(&mut leaf.lock(), block, &mut slot));
+        let result = loop {
+            let put =
+                self.with_leaf(leaf_of(block), |leaf| self.put_slot(&mut leaf.lock(), block, &mut slot));
+            match put.unwrap_or_else(Err) {
+                Err(ErrorKind::OutOfSpace) if self.tidy_some() => {}
+                result => break result,
+            }
+        };
         // It found no room.
         if let Some(unused) = slot {
             magazine.release(unused);
         }
-        if let Some(old) = result?? {
+        if let Some(old) = result? {
             self.let_go(old, magazine);
         }
         Ok(())
@@ -268,35 +195,40 @@ impl Overlay {
 
     /// Puts a slot into its leaf, within the budget, and takes out the one that was there. It stays where it is on an
     /// error.
-    fn put_slot(&self, leaf: &mut Locked<'_>, block: u64, slot: &mut Option<Slot>) -> Outcome<Option<Slot>> {
+    fn put_slot(
+        &self,
+        leaf: &mut Locked<'_>,
+        block: u64,
+        slot: &mut Option<Slot>,
+    ) -> Outcome<Option<Replaced>> {
         let within = within_leaf(block);
-        match leaf.slot_mut(within).map(|old| self.pool.arena().is_unique(old)) {
-            None => self.budget.charge_data(self.block_size().bytes())?,
-            Some(true) => {}
-            // A reply holds what is replaced.
-            Some(false) => self.budget.check_pinned()?,
+        let mut passed_on = false;
+        if let Some(old) = leaf.slot_mut(within) {
+            if self.pool().arena().is_sole_and_read(old) == (true, true) {
+                // Replies alone are going to hold what is replaced.
+                self.budget().check_pinned()?;
+            }
+            passed_on = self.account.pays_alone(old);
         }
-        Ok(slot.take().and_then(|slot| leaf.set_allocated(within, slot)))
+        if !passed_on {
+            self.budget().charge_data(self.block_size().bytes())?;
+        }
+        let Some(mut slot) = slot.take() else { return Ok(None) };
+        self.account.take_on(&mut slot);
+        Ok(leaf.set_allocated(within, slot).map(|slot| Replaced { slot, passed_on }))
     }
 
-    /// Gives back a handle that a block had. If readers hold the memory, it is pinned until the last of them gives up
-    /// its handle by [`Overlay::release`].
-    fn let_go(&self, mut slot: Slot, magazine: &mut Magazine) {
-        // Nobody can get a new handle, as the block has none any more.
-        if self.pool.arena().is_unique(&mut slot) {
-            magazine.release(slot);
-            return;
+    /// Gives up a slot that a block had.
+    fn let_go(&self, old: Replaced, magazine: &mut Magazine) {
+        if let Some(free) = self.account.let_go(old.slot, old.passed_on) {
+            magazine.recycle(free);
         }
-        // In this order, as the last reader may be about to give up.
-        self.budget.pin(self.block_size().bytes());
-        self.release(slot, magazine);
     }
 
-    /// Gives back a handle that [`Overlay::for_runs`] lent a reader, who kept it.
-    pub fn release(&self, slot: Slot, magazine: &mut Magazine) {
-        // The last handle is a reader's only where the block's own was given up before, and it was pinned then.
-        if magazine.release(slot) {
-            self.budget.unpin(self.block_size().bytes());
+    /// Gives back what was lent to a reader of what [`Overlay::for_runs`] showed.
+    pub fn release(&self, loan: Loan, magazine: &mut Magazine) {
+        if let Some(free) = self.account.give_back(loan) {
+            magazine.recycle(free);
         }
     }
 
@@ -333,7 +265,7 @@ impl Overlay {
         magazine: &mut Magazine,
         fill: impl Fn(&mut [u8]) -> Outcome<()>,
     ) -> Outcome<()> {
-        let arena = self.pool.arena();
+        let arena = self.pool().arena();
         let within = within_leaf(block);
         let whole = data.len() == self.block_size().in_memory();
         let put = |slot: &mut Slot| {
@@ -374,8 +306,10 @@ impl Overlay {
                 Ok(Step::Done(replaced)) => break Ok(replaced),
                 Ok(Step::NeedsBase) => match self.ground(magazine, &fill) {
                     Ok(slot) => ground = Some(slot),
+                    Err(ErrorKind::OutOfSpace) if self.tidy_some() => {}
                     Err(error) => break Err(error),
                 },
+                Err(ErrorKind::OutOfSpace) if self.tidy_some() => {}
                 Err(error) => break Err(error),
             }
         };
@@ -391,7 +325,7 @@ impl Overlay {
     /// A slot with the base's bytes: made outside of all locks, as that may take time.
     fn ground(&self, magazine: &mut Magazine, fill: impl Fn(&mut [u8]) -> Outcome<()>) -> Outcome<Slot> {
         let mut slot = magazine.allocate()?;
-        match self.pool.arena().bytes_mut(&mut slot).map_or(Ok(()), fill) {
+        match self.pool().arena().bytes_mut(&mut slot).map_or(Ok(()), fill) {
             Ok(()) => Ok(slot),
             Err(error) => {
                 magazine.release(slot);
@@ -409,10 +343,15 @@ impl Overlay {
         let mut result = Ok(());
         for (index, within) in per_leaf(blocks) {
             let blocks_here = (self.blocks - index * LEAF_BLOCKS as u64).min(LEAF_BLOCKS as u64);
-            let done = if within.len() as u64 == blocks_here {
-                self.set_leaf_zero(index)
-            } else {
-                self.set_part_zero(index, within, magazine)
+            let done = loop {
+                let done = if within.len() as u64 == blocks_here {
+                    self.set_leaf_zero(index)
+                } else {
+                    self.set_part_zero(index, within.clone(), magazine)
+                };
+                if done.is_ok() || !self.tidy_some() {
+                    break done;
+                }
             };
             result = result.and(done);
         }
@@ -420,7 +359,7 @@ impl Overlay {
     }
 
     fn set_part_zero(&self, index: u64, within: Range<usize>, magazine: &mut Magazine) -> Outcome<()> {
-        if matches!(self.read_tree().get(&index), Some(None)) {
+        if matches!(self.read_tree().get(index), Some(tree::Node::Zero)) {
             return Ok(());
         }
         let mut freed = Vec::new();
@@ -431,53 +370,22 @@ impl Overlay {
 
     fn set_leaf_zero(&self, index: u64) -> Outcome<()> {
         let mut tree = self.tree.write().unwrap_or_else(PoisonError::into_inner);
-        match tree.get_mut(&index) {
-            Some(node) => {
-                if let Some(leaf) = node.take() {
-                    drop(tree);
-                    self.budget.uncharge_map(Leaf::COST - Leaf::ZERO_COST);
-                    self.free_later(leaf.into_slots());
-                }
-            }
-            None => {
-                self.budget.charge_map(Leaf::ZERO_COST)?;
-                tree.insert(index, None);
-            }
-        }
+        let old = tree.set_zero(index, &self.account)?;
+        // What it frees, it frees without the lock.
+        drop(tree);
+        drop(old);
         Ok(())
     }
 
     fn free(&self, slots: Vec<Slot>, magazine: &mut Magazine) {
         // So many bytes are wiped while the client waits; more than that would keep other clients waiting.
         const AT_ONCE: usize = 256 << 10;
-        if slots.len() * self.block_size().in_memory() > AT_ONCE {
-            self.free_later(slots);
+        let at_once = slots.len() * self.block_size().in_memory() <= AT_ONCE;
+        let free = self.account.let_go_all(slots);
+        if at_once {
+            free.into_iter().for_each(|number| magazine.recycle(number));
         } else {
-            self.budget.uncharge_data(slots.len() as u64 * self.block_size().bytes());
-            slots.into_iter().for_each(|slot| self.let_go(slot, magazine));
-        }
-    }
-
-    fn free_later(&self, mut slots: Vec<Slot>) {
-        let count = slots.len();
-        let arena = self.pool.arena();
-        let held = slots.iter_mut().map(|slot| usize::from(!arena.is_unique(slot))).sum::<usize>();
-        // As in `let_go`, for many.
-        self.budget.pin(held as u64 * self.block_size().bytes());
-        let still_held = count - self.pool.release_later(slots);
-        self.budget.unpin((held - still_held) as u64 * self.block_size().bytes());
-        self.budget.uncharge_data(count as u64 * self.block_size().bytes());
-    }
-}
-
-impl Drop for Overlay {
-    fn drop(&mut self) {
-        let tree = std::mem::take(&mut *self.tree.write().unwrap_or_else(PoisonError::into_inner));
-        for leaf in tree.into_values() {
-            self.budget.uncharge_map(if leaf.is_some() { Leaf::COST } else { Leaf::ZERO_COST });
-            if let Some(leaf) = leaf {
-                self.free_later(leaf.into_slots());
-            }
+            self.pool().take_later(free);
         }
     }
 }

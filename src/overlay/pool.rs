@@ -9,10 +9,11 @@
 //! The invariant: a slot that is marked free in a chunk is zeroed. Slots that came back in bulk wait, still dirty, for
 //! the helper; whoever finds nothing else free wipes some of them instead of failing.
 
+use super::account::Book;
 use super::{BlockSize, Budget, Outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::{Condvar, Mutex, MutexGuard};
-use crate::sys::{Arena, Slot};
+use crate::sys::{Arena, Left, Loan, Slot};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -64,6 +65,7 @@ pub struct Pool {
     staging: Staging,
     block_size: BlockSize,
     slots_per_chunk: u32,
+    book: Book,
     state: Mutex<State>,
     work: Condvar,
 }
@@ -146,6 +148,7 @@ impl Pool {
             staging: Staging { slots: AtomicUsize::new(0), limit: staging },
             block_size,
             slots_per_chunk,
+            book: Book::default(),
             state: Mutex::new(state),
             work: Condvar::new(),
         }))
@@ -167,6 +170,11 @@ impl Pool {
     #[must_use]
     pub fn arena(&self) -> &Arena {
         &self.arena
+    }
+
+    /// Who pays for its slots.
+    pub(super) fn book(&self) -> &Book {
+        &self.book
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -270,15 +278,12 @@ impl Pool {
         }
     }
 
-    /// Takes back many handles, to be wiped by the helper where they were the last; returns how many were.
-    pub(super) fn release_later(&self, slots: Vec<Slot>) -> usize {
-        let dirty: Vec<u32> = slots.into_iter().filter_map(|slot| self.arena.release(slot)).collect();
-        let last = dirty.len();
-        if last > 0 {
-            self.lock().dirty.extend(dirty);
+    /// Takes back slots that nobody has any more, to be wiped by the helper.
+    pub(super) fn take_later(&self, slots: Vec<u32>) {
+        if !slots.is_empty() {
+            self.lock().dirty.extend(slots);
             self.work.notify_one();
         }
-        last
     }
 
     /// The helper's life: keeps chunks ready, wipes, gives back, until [`Pool::stop`].
@@ -359,6 +364,12 @@ impl Pool {
         self.work.notify_all();
     }
 
+    /// How many pay for its slots.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn accounts(&self) -> usize {
+        self.book.len()
+    }
+
     /// Slots that are neither free nor waiting to be wiped, those of magazines included.
     #[cfg(any(test, fuzzing))]
     #[must_use]
@@ -423,9 +434,30 @@ impl Magazine {
         }
     }
 
-    /// Gives a handle back; with the last one the slot is free. Returns whether it was the last.
+    /// Gives a holder's handle back that is in nobody's account; with the last one the slot is free. Returns whether it
+    /// was the last.
     pub fn release(&mut self, slot: Slot) -> bool {
-        let Some(number) = self.pool.arena.release(slot) else { return false };
+        let number = slot.number();
+        let last = self.pool.arena.release(slot) == Left::Nobody;
+        if last {
+            self.recycle(number);
+        }
+        last
+    }
+
+    /// Gives a reader's handle back whose session has ended; with the last one the slot is free. Returns whether it was the
+    /// last.
+    pub fn give_back(&mut self, loan: Loan) -> bool {
+        let number = loan.number();
+        let last = self.pool.arena.give_back(loan);
+        if last {
+            self.recycle(number);
+        }
+        last
+    }
+
+    /// Takes back a slot that nobody has any more.
+    pub(super) fn recycle(&mut self, number: u32) {
         self.dirty.push(number);
         let some = self.pool.slots_in(MAGAZINE);
         if self.dirty.len() >= 2 * some {
@@ -433,7 +465,6 @@ impl Magazine {
             self.pool.wipe(&self.dirty[..some]);
             self.pool.put(self.dirty.drain(..some));
         }
-        true
     }
 
     /// Wipes what came back: whoever wrote it may be gone.
@@ -469,6 +500,15 @@ mod tests {
 
     fn free(pool: &Pool) -> u64 {
         pool.lock().free
+    }
+
+    fn release_later(pool: &Pool, slots: impl Iterator<Item = Slot>) {
+        let free = |slot: Slot| {
+            let number = slot.number();
+            assert_eq!(pool.arena.release(slot), Left::Nobody);
+            number
+        };
+        pool.take_later(slots.map(free).collect());
     }
 
     fn wait_until(what: &str, condition: impl Fn() -> bool) {
@@ -509,9 +549,9 @@ mod tests {
         let mut all: Vec<Slot> = std::iter::from_fn(|| magazine.allocate().ok()).collect();
         assert_eq!(all.len() as u64, u64::from(pool.arena().slots()));
         assert_eq!(magazine.allocate(), Err(ErrorKind::OutOfSpace));
-        pool.release_later(all.drain(..3).collect());
+        release_later(&pool, all.drain(..3));
         assert!(magazine.allocate().inspect(|_| ()).map(|slot| magazine.release(slot)).is_ok());
-        pool.release_later(all);
+        release_later(&pool, all.drain(..));
     }
 
     #[test]
@@ -526,7 +566,7 @@ mod tests {
         for slot in &mut slots {
             pool.arena().bytes_mut(slot).unwrap().fill(0xaa);
         }
-        pool.release_later(slots);
+        release_later(&pool, slots.drain(..));
         magazine.flush();
         wait_until("wiped", || pool.is_wiped());
         wait_until("given back", || free(&pool) <= 2 * 512);
@@ -534,7 +574,7 @@ mod tests {
         for _ in 0..8192 {
             let slot = magazine.allocate().unwrap();
             assert!(super::super::is_zero(pool.arena().bytes(&slot)));
-            pool.release_later(vec![slot]);
+            release_later(&pool, [slot].into_iter());
         }
         pool.stop();
         helper.join().unwrap();

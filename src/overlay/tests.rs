@@ -1,6 +1,8 @@
 //! The overlay as a whole, against what it should hold.
 
+use super::tree::{BRANCH_COST, Node};
 use super::*;
+use crate::sys::SlotRun;
 
 fn overlay(blocks: u64, limit: u64) -> (Overlay, Magazine) {
     let pool = Pool::new(64 << 20, BlockSize::DEFAULT).unwrap();
@@ -138,7 +140,7 @@ fn zeroes_take_no_memory_and_free_it() {
     assert_eq!(overlay.budget().data(), 4096 * 600);
     overlay.set_zero(1..2000, &mut magazine).unwrap();
     assert_eq!((overlay.budget().data(), overlay.state(1999)), (4096, State::Zero));
-    assert_eq!(overlay.budget().map(), Leaf::COST + 3 * Leaf::ZERO_COST);
+    assert_eq!(overlay.budget().map(), BRANCH_COST + Leaf::COST + 4 * Node::COST);
     overlay.write(1999, &[1; 4096], &mut magazine).unwrap();
     assert_eq!((overlay.state(1998), contents(&overlay, 1998)), (State::Zero, vec![0; 4096]));
 }
@@ -162,15 +164,15 @@ fn what_a_reader_holds_stays_as_it_was() {
     let mut held = None;
     overlay.for_runs(3..4, |_, content| {
         let Content::Allocated(slots) = content else { panic!("not allocated") };
-        held = Some(overlay.pool().arena().share(&slots[0]));
+        held = Some(overlay.pool().arena().lend(&slots[0]));
     });
-    let held = held.unwrap();
+    let held = SlotRun::new(held.unwrap());
     overlay.write_part(3, 5, &[2; 10], &mut magazine, base).unwrap();
     assert_eq!(contents(&overlay, 3)[4..16], [1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 1]);
     overlay.set_zero(0..10, &mut magazine).unwrap();
-    assert_eq!(overlay.pool().arena().bytes(&held), [1; 4096]);
+    assert_eq!(overlay.pool().arena().run_bytes(&held), [1; 4096]);
     assert_eq!((overlay.budget().data(), overlay.budget().pinned()), (0, 4096));
-    overlay.release(held, &mut magazine);
+    held.into_loans().for_each(|loan| overlay.release(loan, &mut magazine));
     assert_eq!(overlay.budget().pinned(), 0);
 }
 
@@ -182,13 +184,13 @@ fn what_readers_hold_of_a_trimmed_device_is_pinned_until_they_let_go() {
     for _ in 0..2 {
         overlay.for_runs(510..514, |_, content| {
             let Content::Allocated(slots) = content else { panic!("not allocated") };
-            held.extend(slots.iter().map(|slot| overlay.pool().arena().share(slot)));
+            held.extend(slots.iter().map(|slot| overlay.pool().arena().lend(slot)));
         });
     }
     // The first leaf altogether, the second in part.
     overlay.set_zero(0..513, &mut magazine).unwrap();
     assert_eq!((overlay.budget().data(), overlay.budget().pinned()), (87 * 4096, 3 * 4096));
-    held.into_iter().for_each(|slot| overlay.release(slot, &mut magazine));
+    held.into_iter().for_each(|loan| overlay.release(loan, &mut magazine));
     assert_eq!((overlay.budget().data(), overlay.budget().pinned()), (87 * 4096, 0));
 }
 
@@ -237,7 +239,7 @@ fn a_write_that_is_overtaken_while_it_reads_the_base_loses_no_memory() {
 fn zeroing_gives_back_even_where_there_is_no_memory_to_note_it() {
     let pool = Pool::new(4 << 20, BlockSize::DEFAULT).unwrap();
     let mut magazine = Magazine::new(Arc::clone(&pool));
-    let total = Budget::total(8192 + Leaf::COST + Budget::SESSION);
+    let total = Budget::total(8192 + BRANCH_COST + Node::COST + Leaf::COST + Budget::SESSION);
     let overlay = Overlay::new(4096, pool, Budget::within(&total, 1 << 20).unwrap());
     overlay.write(1024, &[1; 8192], &mut magazine).unwrap();
     // The first leaf cannot be noted, the third can be emptied.

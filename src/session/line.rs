@@ -92,6 +92,11 @@ impl Line {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Waits for the turn that is being acted on, if any; none begins while this is held.
+    pub(super) fn hold(&self) -> TurnGuard<'_> {
+        TurnGuard { _standing: self.lock() }
+    }
+
     /// Notes whether the worker holds, or may be about to receive, part of a request.
     pub fn set_in_request(&self, in_request: bool) {
         if self.in_request.load(Ordering::Relaxed) != in_request {

@@ -35,6 +35,7 @@ use crate::cow::Device;
 use crate::net::tls::Fingerprint;
 use crate::net::{Peer, PeerKind};
 use census::Samples;
+use points::Points;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -92,6 +93,7 @@ pub struct Session {
     born: Instant,
     attached: Mutex<Attached>,
     samples: Mutex<Samples>,
+    points: Mutex<Points>,
 }
 
 #[derive(Debug)]
@@ -126,6 +128,7 @@ impl Session {
             born,
             attached: Mutex::new(attached),
             samples: Mutex::new(Samples::since(born)),
+            points: Mutex::default(),
         }
     }
 

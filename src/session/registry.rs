@@ -8,6 +8,7 @@ use crate::net::{Full, Most, Party, Place, Stream, Tally};
 use crate::overlay::{Budget, Overlay, Pool};
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -52,6 +53,8 @@ pub(super) type Named = HashMap<(usize, SessionId), (Arc<Session>, Place)>;
 enum Chore {
     /// A session nobody is in any more, to be taken apart at leisure.
     End(Arc<Session>),
+    /// A session that has left something behind: its overlay is to be tidied.
+    Tidy(Arc<Session>),
     /// A named session was left, or the server stops: look at the time again.
     Look,
 }
@@ -163,6 +166,61 @@ impl Registry {
         Ok(describe(source, id.as_ref(), &image))
     }
 
+    /// The named session `name`, `IMAGE@ID`.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none, or no such image; `Invalid` when the session's id is none.
+    pub fn find(&self, name: &str) -> Result<Arc<Session>> {
+        self.find_with_key(name).map(|(session, ..)| session)
+    }
+
+    /// The same, with which image's it is and who has its place.
+    pub(super) fn find_with_key(&self, name: &str) -> Result<(Arc<Session>, usize, Party)> {
+        let Wanted { index, id, .. } = self.look_up(name)?;
+        let named = self.named();
+        let found = id.and_then(|id| named.get(&(index, id)));
+        let found = found.map(|(session, place)| (Arc::clone(session), index, place.party()));
+        found.ok_or_else(|| no_such_session(name))
+    }
+
+    /// A new named session, made by `make` with a budget of at most `limit` bytes of data.
+    pub(super) fn add(
+        &self,
+        (index, name): (usize, &str),
+        party: Party,
+        limit: u64,
+        make: impl FnOnce(Budget) -> Session,
+    ) -> Result<Arc<Session>> {
+        let Wanted { index: of, id, .. } = self.look_up(name)?;
+        let invalid = |what| Error::new(ErrorKind::Invalid, what).on(name);
+        let id = id.ok_or_else(|| invalid("Not the name of a session:").advise("call it IMAGE@ID"))?;
+        if of != index {
+            return Err(invalid("A fork is on the same image, and cannot be called"));
+        }
+        let key = (index, id);
+        let taken = || Error::new(ErrorKind::InUse, "There is a session").on(name).advise("use another name");
+        if self.named().contains_key(&key) {
+            return Err(taken());
+        }
+        let place = self.sessions.enter(party).map_err(too_many)?;
+        let session = Arc::new(make(self.budget(limit)?));
+        session.attached().awaited = true;
+        match self.named().entry(key) {
+            Entry::Occupied(_) => return Err(taken()),
+            Entry::Vacant(vacant) => vacant.insert((Arc::clone(&session), place)),
+        };
+        Ok(session)
+    }
+
+    fn budget(&self, limit: u64) -> Result<Budget> {
+        Budget::within(&self.total, limit).map_err(|kind| Error::new(kind, "The server's memory is used up"))
+    }
+
+    /// Has what a session has left behind taken apart in the background.
+    pub(super) fn tidy_later(&self, session: Arc<Session>) {
+        self.give(Chore::Tidy(session));
+    }
+
     pub(super) fn look_up(&self, export_name: &str) -> Result<Wanted<'_>> {
         if self.stopping.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorKind::Shutdown, "Server is shutting down"));
@@ -264,8 +322,7 @@ impl Registry {
         memory: Option<u64>,
     ) -> Result<(Device, Place)> {
         let place = self.sessions.enter(party).map_err(too_many)?;
-        let budget = Budget::within(&self.total, memory.unwrap_or(self.limits.session_memory))
-            .map_err(|kind| Error::new(kind, "The server's memory is used up"))?;
+        let budget = self.budget(memory.unwrap_or(self.limits.session_memory))?;
         let blocks = self.pool.block_size().blocks_for(image.size());
         let overlay = Overlay::new(blocks, Arc::clone(&self.pool), budget);
         Ok((Device::new(image, overlay), place))
@@ -313,6 +370,7 @@ impl Registry {
             loop {
                 match chore {
                     Ok(Chore::End(session)) => drop(session),
+                    Ok(Chore::Tidy(session)) => session.device.overlay().tidy(),
                     Ok(Chore::Look) => {}
                     Err(RecvTimeoutError::Timeout) => break,
                     Err(RecvTimeoutError::Disconnected) => return,

@@ -189,3 +189,62 @@ fn the_housekeeper_hears_of_the_stop_though_everything_is_ended_at_once() {
         }
     }
 }
+
+#[test]
+fn checkpoints_have_names_and_an_order() {
+    let house = house(Duration::from_secs(60));
+    let registry = &house.registry;
+    let (_a, one) = house.attach("root@x");
+    let names = || {
+        let all = registry.checkpoints("@x").unwrap();
+        all.into_iter().map(|point| (point.name, point.data)).collect::<Vec<_>>()
+    };
+    assert_eq!(registry.checkpoint("root@x", "z").unwrap().data, 0);
+    write(&one, 7);
+    assert_eq!(registry.checkpoint("root@x", "a").unwrap().data, 4096);
+    assert_eq!(names(), [("z".into(), 0), ("a".into(), 4096)]);
+    registry.rollback("root@x", "z").unwrap();
+    assert!(!is_written(&one));
+    registry.rollback("root@x", "a").unwrap();
+    assert!(is_written(&one));
+    registry.reset("root@x").unwrap();
+    assert!(!is_written(&one));
+    registry.drop_checkpoint("root@x", "z").unwrap();
+    registry.checkpoint("root@x", "z").unwrap();
+    assert_eq!(names(), [("a".into(), 4096), ("z".into(), 0)]);
+
+    let kind = |result: crate::error::Result<()>| result.unwrap_err().kind();
+    assert_eq!(kind(registry.checkpoint("root@x", "a").map(drop)), ErrorKind::InUse);
+    assert_eq!(kind(registry.checkpoint("root@x", "a b").map(drop)), ErrorKind::Invalid);
+    assert_eq!(kind(registry.rollback("root@x", "b")), ErrorKind::NotFound);
+    assert_eq!(kind(registry.drop_checkpoint("root@x", "b")), ErrorKind::NotFound);
+    for nobody in ["root@y", "other@x", "nothing@x", "root"] {
+        assert_eq!(kind(registry.reset(nobody)), ErrorKind::NotFound);
+        assert_eq!(kind(registry.checkpoint(nobody, "b").map(drop)), ErrorKind::NotFound);
+    }
+    assert_eq!(registry.rollback("root@x", "b").unwrap_err().to_string(), "No such checkpoint: b");
+}
+
+#[test]
+fn a_fork_is_a_session_of_its_own_with_the_same_owner() {
+    let house = house(Duration::from_secs(60));
+    let registry = &house.registry;
+    let (_a, one) = house.attach("root@x");
+    write(&one, 7);
+    registry.checkpoint("root@x", "a").unwrap();
+    let fork = registry.fork("root@x", "@y").unwrap();
+    assert_eq!(fork.owner, one.session().owner);
+    assert_eq!(registry.checkpoints("root@y").unwrap(), []);
+    registry.reset("root@x").unwrap();
+    let (_b, two) = house.attach("root@y");
+    assert!(is_written(&two) && !is_written(&one));
+    assert!(Arc::ptr_eq(two.session(), &fork));
+
+    let kind = |from: &str, to: &str| registry.fork(from, to).unwrap_err().kind();
+    assert_eq!(kind("root@x", "root@y"), ErrorKind::InUse);
+    assert_eq!(kind("root@x", "other@z"), ErrorKind::Invalid);
+    assert_eq!(kind("root@x", "root"), ErrorKind::Invalid);
+    assert_eq!(kind("root@x", "root@"), ErrorKind::Invalid);
+    assert_eq!(kind("root@none", "root@z"), ErrorKind::NotFound);
+    assert_eq!(house.registry.named_sessions(), 2);
+}

@@ -1,27 +1,34 @@
 //! Block memory: one reserved address range, cut into equal slots that are owned like an `Arc`.
 //!
 //! ```text
-//!  reserved, touched chunk by chunk       |slot 0|slot 1| ... |slot 511|slot 512| ...
-//!  reference counts, one u32 a slot       |   1  |   0  | ... |    3   |    1   | ...
+//!  reserved, touched chunk by chunk            |slot 0|slot 1| ... |slot 511|slot 512| ...
+//!  handles: holders and readers, 2 u32 a slot  |  1 0 |  0 0 | ... |   1 3  |   2 0  | ...
+//!  payer: one u32 a slot                       |   7  |   -  | ... |    7   |    9   | ...
 //! ```
 //!
 //! Address space is reserved once, for the whole budget, so a slot is a number and its address is arithmetic: four
 //! bytes in an overlay's map instead of a pointer.
 //!
+//! There are two kinds of handles, counted in the two halves of one word: a [`Slot`] *holds* the memory as somebody's data;
+//! a [`Loan`] only reads it for a while, as a reply on its way does. Both keep it. Who gives up the last handle of a kind is
+//! told what is left, so that data that ends can be told from data that somebody else has, too.
+//!
 //! # Safety
 //!
-//! Keeps invariant 2 of the [parent](super). A [`Slot`] is made by [`Arena::adopt`] only, for a number whose count
-//! was 0, and is neither `Copy` nor `Clone`: [`Arena::share`] is the only way to a second handle and raises the count
-//! first. `&Slot` gives `&[u8]`; `&mut Slot` gives `&mut [u8]` only while the count is 1, when no other handle exists
-//! that could be read through or shared. A slot must be used with the arena that made it, and only the pool may wipe and
-//! discard: so these calls are for this crate alone, whose overlay and transmission each know of one arena per server.
+//! Keeps invariant 2 of the [parent](super). A [`Slot`] is made by [`Arena::adopt`] only, for a number whose counts
+//! were 0, and neither it nor a [`Loan`] is `Copy` or `Clone`: [`Arena::share`] and [`Arena::lend`] are the only ways to
+//! a second handle and raise a count first. `&Slot` gives `&[u8]`; `&mut Slot` gives `&mut [u8]` only while there is one
+//! holder and no reader, when no other handle exists that could be read through or shared. A slot must be used with the
+//! arena that made it, and only the pool may wipe and discard: so these calls are for this crate alone, whose overlay and
+//! transmission each know of one arena per server.
 
 use super::ledger::Ledger;
 use crate::sync::atomic::{Ordering, fence};
 use memmap2::{Advice, MmapOptions, MmapRaw, UncheckedAdvice};
 use std::io;
 
-/// One counted handle on the memory of one slot. Not released by dropping: hand it to `Arena::release`.
+/// A counted handle on the memory of one slot, which holds it as data. Not released by dropping: hand it to
+/// `Arena::release`.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[must_use = "a slot that is dropped instead of released is lost to the arena"]
 pub struct Slot(u32);
@@ -34,18 +41,43 @@ impl Slot {
     }
 }
 
-/// Handles on slots that are neighbours in memory, so that their bytes are one piece.
+/// A counted handle on the memory of one slot, to read it for a while. Not given back by dropping: hand it to
+/// `Arena::give_back`.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "a loan that is dropped instead of given back is lost to the arena"]
+pub struct Loan(u32);
+
+impl Loan {
+    /// The slot's number.
+    #[must_use]
+    pub fn number(&self) -> u32 {
+        self.0
+    }
+}
+
+/// What is left of a slot when a holder has given it up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// Nobody has it: the memory is the caller's to wipe and to adopt again.
+    Nobody,
+    /// It is nobody's data any more, and still being read.
+    Readers,
+    /// Others hold it.
+    Holders,
+}
+
+/// Loans of slots that are neighbours in memory, so that their bytes are one piece.
 #[derive(Debug)]
-#[must_use = "slots that are dropped instead of released are lost to the arena"]
+#[must_use = "loans that are dropped instead of given back are lost to the arena"]
 pub struct SlotRun {
-    first: Slot,
+    first: Loan,
     count: u32,
 }
 
 impl SlotRun {
     /// A run of one.
-    pub fn new(slot: Slot) -> Self {
-        Self { first: slot, count: 1 }
+    pub fn new(loan: Loan) -> Self {
+        Self { first: loan, count: 1 }
     }
 
     /// The number of the slot that would extend the run.
@@ -54,21 +86,21 @@ impl SlotRun {
         self.first.0 + self.count
     }
 
-    /// Takes the slot into the run if it is the next neighbour, else gives it back.
+    /// Takes the loan into the run if it is the next neighbour, else gives it back.
     ///
     /// # Errors
-    /// The slot itself, when it lies elsewhere.
-    pub fn extend(&mut self, slot: Slot) -> Result<(), Slot> {
-        if slot.0 != self.next_number() {
-            return Err(slot);
+    /// The loan itself, when it lies elsewhere.
+    pub fn extend(&mut self, loan: Loan) -> Result<(), Loan> {
+        if loan.0 != self.next_number() {
+            return Err(loan);
         }
         self.count += 1;
         Ok(())
     }
 
-    /// The handles, one by one.
-    pub fn into_slots(self) -> impl Iterator<Item = Slot> {
-        (self.first.0..self.first.0 + self.count).map(Slot)
+    /// The loans, one by one.
+    pub fn into_loans(self) -> impl Iterator<Item = Loan> {
+        (self.first.0..self.first.0 + self.count).map(Loan)
     }
 }
 
@@ -81,6 +113,19 @@ pub struct Arena {
     ledger: Ledger,
     slot_size: usize,
     slots: u32,
+}
+
+/// One holder in a slot's count; readers are counted below it.
+const HOLDER: u64 = 1 << 32;
+
+#[allow(clippy::cast_possible_truncation, reason = "the upper half")]
+fn holders(count: u64) -> u32 {
+    (count / HOLDER) as u32
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "the lower half")]
+fn readers(count: u64) -> u32 {
+    (count % HOLDER) as u32
 }
 
 /// Alignment of the first slot: the size of a huge page on x86-64 and, with 4 KiB pages, on arm64.
@@ -130,63 +175,105 @@ impl Arena {
     /// # Panics
     /// If a handle of it exists already.
     pub(crate) fn adopt(&self, number: u32) -> Slot {
-        let taken = self.ledger.count(number).swap(1, Ordering::Relaxed);
+        let taken = self.ledger.count(number).swap(HOLDER, Ordering::Relaxed);
         assert_eq!(taken, 0, "slot adopted twice");
         Slot(number)
     }
 
-    /// A second handle on the same memory.
+    /// A second holder of the same memory.
     pub(crate) fn share(&self, slot: &Slot) -> Slot {
         // As for `Arc`: a new handle can only come from an existing one, so no ordering is needed.
-        let before = self.ledger.count(slot.0).fetch_add(1, Ordering::Relaxed);
-        assert!(before < u32::MAX / 2, "too many handles on one slot");
+        let before = self.ledger.count(slot.0).fetch_add(HOLDER, Ordering::Relaxed);
+        assert!(holders(before) < u32::MAX / 2, "too many holders of one slot");
         Slot(slot.0)
     }
 
-    /// Gives a handle back; returns the slot's number if it was the last one, whose memory is then the caller's to
-    /// wipe and to adopt again.
+    /// A reader of the same memory.
+    pub(crate) fn lend(&self, slot: &Slot) -> Loan {
+        // As in `share`.
+        let before = self.ledger.count(slot.0).fetch_add(1, Ordering::Relaxed);
+        assert!(readers(before) < u32::MAX / 2, "too many readers of one slot");
+        Loan(slot.0)
+    }
+
+    /// Gives a holder's handle back.
     #[must_use]
-    pub(crate) fn release(&self, slot: Slot) -> Option<u32> {
+    pub(crate) fn release(&self, slot: Slot) -> Left {
         // For as long as the handle was there.
         self.ledger.note_reading(slot.0..slot.0 + 1);
-        let count = self.ledger.count(slot.0);
-        // As for `Arc`: the last holder must see every write that was made through the others.
-        if count.fetch_sub(1, Ordering::Release) == 1 {
+        // As for `Arc`: the last one must see every write that was made through the others.
+        let left = self.ledger.count(slot.0).fetch_sub(HOLDER, Ordering::Release) - HOLDER;
+        if left == 0 {
             fence(Ordering::Acquire);
-            Some(slot.0)
+            Left::Nobody
+        } else if holders(left) == 0 {
+            Left::Readers
         } else {
-            None
+            Left::Holders
         }
+    }
+
+    /// Gives a reader's handle back; returns whether nobody has the slot any more, whose memory is then the caller's to
+    /// wipe and to adopt again.
+    #[must_use]
+    pub(crate) fn give_back(&self, loan: Loan) -> bool {
+        self.ledger.note_reading(loan.0..loan.0 + 1);
+        // As in `release`.
+        let last = self.ledger.count(loan.0).fetch_sub(1, Ordering::Release) == 1;
+        if last {
+            fence(Ordering::Acquire);
+        }
+        last
     }
 
     /// Whether this is the only handle on its memory.
     #[must_use]
     pub(crate) fn is_unique(&self, slot: &mut Slot) -> bool {
-        self.ledger.count(slot.0).load(Ordering::Acquire) == 1
+        self.ledger.count(slot.0).load(Ordering::Acquire) == HOLDER
+    }
+
+    /// Whether this is the only holder's handle, and whether there are readers. Where the caller can keep others from
+    /// sharing this handle, the first stays true.
+    #[must_use]
+    pub(crate) fn is_sole_and_read(&self, slot: &Slot) -> (bool, bool) {
+        let count = self.ledger.count(slot.0).load(Ordering::Acquire);
+        (holders(count) == 1, readers(count) > 0)
+    }
+
+    /// Who was noted to pay for the memory.
+    #[must_use]
+    pub(crate) fn payer(&self, number: u32) -> u32 {
+        // Noted before the slot became anybody's data, by which everybody else has got to know it.
+        self.ledger.payer(number).load(Ordering::Relaxed)
+    }
+
+    /// Notes who pays for the memory.
+    pub(crate) fn set_payer(&self, slot: &mut Slot, payer: u32) {
+        self.ledger.payer(slot.0).store(payer, Ordering::Relaxed);
     }
 
     /// The slot's bytes.
     #[must_use]
     pub(crate) fn bytes<'a>(&'a self, slot: &'a Slot) -> &'a [u8] {
-        self.borrow(slot, 1)
+        self.borrow(slot.0, 1)
     }
 
     /// The bytes of a run of slots, in one piece.
     #[must_use]
     pub(crate) fn run_bytes<'a>(&'a self, run: &'a SlotRun) -> &'a [u8] {
-        self.borrow(&run.first, run.count)
+        self.borrow(run.first.0, run.count)
     }
 
-    /// The bytes of `count` slots from `first` on, on all of which the caller holds handles for `'a`.
-    fn borrow<'a>(&'a self, first: &'a Slot, count: u32) -> &'a [u8] {
-        let left = self.slots.checked_sub(first.0).expect("slots outside the arena");
+    /// The bytes of `count` slots from `first` on, on all of which the caller borrows handles for the result's life.
+    fn borrow(&self, first: u32, count: u32) -> &[u8] {
+        let left = self.slots.checked_sub(first).expect("slots outside the arena");
         assert!(count > 0 && count <= left, "slots outside the arena");
-        self.ledger.note_reading(first.0..first.0 + count);
+        self.ledger.note_reading(first..first + count);
         let len = self.slot_size * count as usize;
         // SAFETY: the range lies in `memory` (just checked), which is initialised (anonymous memory is zeroes) and
         // lives as long as `self`. While the caller holds handles on these slots nobody has `&mut` to them: that
-        // takes a count of 1 and the one handle by exclusive reference.
-        unsafe { std::slice::from_raw_parts(self.address(first.0), len) }
+        // takes one holder, no reader, and the one handle by exclusive reference.
+        unsafe { std::slice::from_raw_parts(self.address(first), len) }
     }
 
     /// The slot's bytes, to write, if no other handle on them exists.
@@ -196,7 +283,7 @@ impl Arena {
             return None;
         }
         self.ledger.note_writing(slot.0..slot.0 + 1);
-        // SAFETY: in bounds and initialised as in `borrow`. The count is 1 and `slot`, the one handle, is borrowed
+        // SAFETY: in bounds and initialised as in `borrow`. There is one handle, and `slot`, which is it, is borrowed
         // exclusively for the result's life, so nobody else can read these bytes or make a handle to.
         Some(unsafe { std::slice::from_raw_parts_mut(self.address(slot.0), self.slot_size) })
     }
@@ -261,9 +348,26 @@ mod tests {
         let other = arena.share(&slot);
         assert!(arena.bytes_mut(&mut slot).is_none());
         assert_eq!(arena.bytes(&other)[7], 9);
-        assert_eq!(arena.release(other), None);
+        assert_eq!(arena.release(other), Left::Holders);
         assert!(arena.bytes_mut(&mut slot).is_some());
-        assert_eq!(arena.release(slot), Some(2));
+        let loan = arena.lend(&slot);
+        assert!(arena.bytes_mut(&mut slot).is_none());
+        assert_eq!(arena.run_bytes(&SlotRun::new(loan))[7], 9);
+    }
+
+    #[test]
+    fn whoever_gives_up_is_told_what_is_left() {
+        let arena = Arena::reserve(4, 4096).unwrap();
+        let slot = arena.adopt(2);
+        let (other, loan, second) = (arena.share(&slot), arena.lend(&slot), arena.lend(&slot));
+        assert_eq!(arena.is_sole_and_read(&slot), (false, true));
+        assert_eq!(arena.release(other), Left::Holders);
+        assert_eq!(arena.is_sole_and_read(&slot), (true, true));
+        assert!(!arena.give_back(second));
+        assert_eq!(arena.release(slot), Left::Readers);
+        assert!(arena.give_back(loan));
+        let slot = arena.adopt(2);
+        assert_eq!(arena.release(slot), Left::Nobody);
     }
 
     #[test]
@@ -273,7 +377,7 @@ mod tests {
         for (number, discard) in [(0, false), (1, true)] {
             let mut slot = arena.adopt(number);
             arena.bytes_mut(&mut slot).unwrap().fill(0xff);
-            let number = arena.release(slot).unwrap();
+            assert_eq!(arena.release(slot), Left::Nobody);
             if discard {
                 arena.discard(number, 1).unwrap()
             } else {

@@ -7,8 +7,8 @@
 //! 1. **The base is the kernel's to read.** A file mapping may change or shrink under us at any moment, so no Rust
 //!    reference to its bytes ever exists: a [`KernelSpan`] is an address and a length that only a system call reads.
 //!    A page that cannot be had makes the call fail (`EFAULT`), never the process (`SIGBUS`).
-//! 2. **A slot is owned like an `Arc`.** The bytes of an [`Arena`] slot are reachable through [`Slot`] handles only,
-//!    shared while several handles exist, mutable while exactly one does.
+//! 2. **A slot is owned like an `Arc`.** The bytes of an [`Arena`] slot are reachable through [`Slot`] and
+//!    [`Loan`] handles only, shared while several exist, mutable while exactly one does, and that is a [`Slot`].
 //! 3. **A span lives no longer than what it points into**; the borrow checker keeps that, through its lifetime.
 #![allow(unsafe_code)]
 
@@ -27,6 +27,7 @@ mod span;
 pub(crate) mod tcp;
 pub(crate) mod vsock;
 
-pub use arena::{Arena, Slot, SlotRun};
+pub(crate) use arena::Left;
+pub use arena::{Arena, Loan, Slot, SlotRun};
 pub use mapping::Mapping;
 pub use span::{KernelSpan, KernelSpanMut, MAX_SPANS, receive, send};

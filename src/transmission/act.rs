@@ -6,9 +6,9 @@
 use super::reply::Asked;
 use super::validate::Action;
 use super::{Aside, Context, Job, Output, Transmission, status};
-use crate::cow::{Device, Fragment, Piece};
+use crate::cow::{Device, Piece, Remainder};
 use crate::error::ErrorKind;
-use crate::overlay::Outcome;
+use crate::overlay::{LongRead, Outcome};
 use crate::proto::REPLY_FLAG_DONE;
 use crate::session::Count;
 use std::ops::Range;
@@ -21,6 +21,14 @@ const ZERO_SLICE: u64 = 128 << 20;
 const ALLOCATE_SLICE: u64 = 4 << 20;
 /// Bytes of which one look tells whether they are in memory, before others have a turn.
 const CACHE_SLICE: u64 = 128 << 20;
+
+/// A part of a read.
+struct Slice<'a> {
+    whole: &'a Range<u64>,
+    now: Range<u64>,
+    dont_fragment: bool,
+    view: Option<&'a LongRead>,
+}
 
 impl Transmission {
     pub(super) fn act(
@@ -45,7 +53,10 @@ impl Transmission {
             Action::Trim { range } => self.job = Some(Job::Trim { asked, left: range }),
             Action::WriteZeroes { range, allocate } => match device.write_needs(&range) {
                 Some(cold) => self.set_aside(cold, Aside::WriteZeroes { asked, range, allocate }, cx),
-                None => self.job = Some(Job::WriteZeroes { asked, left: range, allocate }),
+                None => {
+                    let (left, returns) = (range.clone(), device.overlay().returns());
+                    self.job = Some(Job::WriteZeroes { asked, whole: range, left, allocate, returns });
+                }
             },
             Action::Cache { range } => self.job = Some(Job::Cache { asked, left: range }),
             Action::BlockStatus(query) => status::answer(device, asked, query, cx.output),
@@ -67,8 +78,8 @@ impl Transmission {
                 Ok(()) => self.begin_read(asked, range, dont_fragment, base_length, cx),
                 Err(kind) => asked.fail(kind.into(), cx.output),
             },
-            Aside::Write { asked, fragments } => {
-                let result = unreadable().and_then(|()| self.write_all(&fragments, cx));
+            Aside::Write { asked, rest } => {
+                let result = unreadable().and_then(|()| self.write_rest(&rest, cx));
                 conclude(asked, result, cx.output);
             }
             Aside::WriteZeroes { asked, range, allocate } => match unreadable() {
@@ -84,22 +95,27 @@ impl Transmission {
     }
 
     /// Ends a write whose whole blocks are published: the parts of blocks are left.
-    pub(super) fn write_fragments(&mut self, asked: Asked, fragments: Vec<Fragment>, cx: &mut Context<'_>) {
+    pub(super) fn end_write(&mut self, asked: Asked, rest: Remainder, cx: &mut Context<'_>) {
         let device = self.attachment.session().device();
-        let range = |fragment: &Fragment| fragment.offset..fragment.offset + fragment.data.len() as u64;
-        let cold = fragments.iter().filter_map(|fragment| device.write_needs(&range(fragment)));
+        let cold = rest.fragments.iter().filter_map(|fragment| {
+            device.write_needs(&(fragment.offset..fragment.offset + fragment.data.len() as u64))
+        });
         if let Some(cold) = cold.reduce(|all, next| all.start.min(next.start)..all.end.max(next.end)) {
             // At most a block at each end of the write: the few granules between them do no harm.
-            self.set_aside(cold, Aside::Write { asked, fragments }, cx);
+            self.set_aside(cold, Aside::Write { asked, rest }, cx);
         } else {
-            let result = self.write_all(&fragments, cx);
+            let result = self.write_rest(&rest, cx);
             conclude(asked, result, cx.output);
         }
     }
 
-    fn write_all(&self, fragments: &[Fragment], cx: &mut Context<'_>) -> Outcome<()> {
+    fn write_rest(&self, rest: &Remainder, cx: &mut Context<'_>) -> Outcome<()> {
         let device = self.attachment.session().device();
-        fragments.iter().try_for_each(|fragment| device.write(fragment.offset, &fragment.data, cx.magazine))
+        for fragment in &rest.fragments {
+            device.write(fragment.offset, &fragment.data, cx.magazine)?;
+        }
+        // Within a turn: what is found whole here is whole until it is acknowledged.
+        if rest.is_torn(device) { Err(ErrorKind::Io) } else { Ok(()) }
     }
 
     fn begin_read(
@@ -115,7 +131,10 @@ impl Transmission {
         if range.end - range.start > READ_SLICE && !self.base_reaches(&range, base_length) {
             return asked.fail(ErrorKind::Io.into(), cx.output);
         }
-        let job = Job::Read { asked, whole: range, next, dont_fragment };
+        // It is done in several turns, between which the session may be rolled back.
+        let view = (range.end - range.start > READ_SLICE)
+            .then(|| self.attachment.session().device().overlay().begin_long_read());
+        let job = Job::Read { asked, whole: range, next, dont_fragment, view };
         self.job = self.work_on(job, base_length, cx);
     }
 
@@ -135,13 +154,14 @@ impl Transmission {
     ) -> Option<Job> {
         let device = self.attachment.session().device();
         match job {
-            Job::Read { asked, whole, next, dont_fragment } => {
+            Job::Read { asked, whole, next, dont_fragment, view } => {
                 // At round offsets, so that chunks end where clients like them to.
                 let last = whole.end - next <= READ_SLICE;
                 let end = if last { whole.end } else { (next / READ_SLICE + 1) * READ_SLICE };
-                match self.read_slice(asked, &whole, next..end, dont_fragment, base_length, cx) {
+                let slice = Slice { whole: &whole, now: next..end, dont_fragment, view: view.as_deref() };
+                match self.read_slice(asked, slice, base_length, cx) {
                     Ok(()) if end == whole.end => None,
-                    Ok(()) => Some(Job::Read { asked, whole, next: end, dont_fragment }),
+                    Ok(()) => Some(Job::Read { asked, whole, next: end, dont_fragment, view }),
                     Err(kind) => {
                         if next == whole.start || (asked.in_chunks() && !dont_fragment) {
                             asked.fail(kind.into(), cx.output);
@@ -175,7 +195,12 @@ impl Transmission {
                 }
                 Some(Job::Trim { asked, left })
             }
-            Job::WriteZeroes { asked, left, allocate } => {
+            Job::WriteZeroes { asked, whole, left, allocate, returns } => {
+                if returns != device.overlay().returns() {
+                    // What was zeroed may be lost by a rollback since: from the beginning.
+                    self.act(asked, Action::WriteZeroes { range: whole, allocate }, base_length, cx);
+                    return self.job.take();
+                }
                 let (now, left) = if allocate {
                     slice(device, left, ALLOCATE_SLICE)
                 } else {
@@ -186,27 +211,26 @@ impl Transmission {
                     conclude(asked, result, cx.output);
                     return None;
                 }
-                Some(Job::WriteZeroes { asked, left, allocate })
+                Some(Job::WriteZeroes { asked, whole, left, allocate, returns })
             }
         }
     }
 
-    /// Queues the part `now` of the reply to a read of `whole`.
+    /// Queues a part of the reply to a read.
     fn read_slice(
         &mut self,
         asked: Asked,
-        whole: &Range<u64>,
-        now: Range<u64>,
-        dont_fragment: bool,
+        slice: Slice<'_>,
         base_length: &mut Option<u64>,
         cx: &mut Context<'_>,
     ) -> Outcome<()> {
+        let Slice { whole, now, dont_fragment, view } = slice;
         let device = self.attachment.session().device();
         let continued = now.start > whole.start;
         let pieces = &mut *cx.pieces;
         let mut base_end = 0;
         let (mut from_base, mut from_overlay, mut from_holes) = (0, 0, 0);
-        device.read(now.clone(), |piece| {
+        device.read_in(view, now.clone(), |piece| {
             match &piece {
                 Piece::Base { offset, len } => {
                     base_end = base_end.max(offset + *len as u64);

@@ -23,10 +23,10 @@ mod validate;
 pub use output::{Flushed, Output};
 pub use validate::MAX_PAYLOAD;
 
-use crate::cow::{Fragment, Incoming, Piece};
+use crate::cow::{Incoming, Piece, Remainder};
 use crate::handshake::Negotiated;
 use crate::limits::WAITING_REQUESTS;
-use crate::overlay::Magazine;
+use crate::overlay::{LongRead, Magazine};
 use crate::proto::{BadMagic, Command, ExtendedRequest, Request};
 use crate::session::{Attachment, Kind, Session};
 use crate::sys::KernelSpanMut;
@@ -96,17 +96,36 @@ enum Payload {
 /// Something that is done slice by slice.
 #[derive(Debug)]
 enum Job {
-    Read { asked: Asked, whole: Range<u64>, next: u64, dont_fragment: bool },
-    Trim { asked: Asked, left: Range<u64> },
-    WriteZeroes { asked: Asked, left: Range<u64>, allocate: bool },
-    Cache { asked: Asked, left: Range<u64> },
+    Read {
+        asked: Asked,
+        whole: Range<u64>,
+        next: u64,
+        dont_fragment: bool,
+        view: Option<Arc<LongRead>>,
+    },
+    Trim {
+        asked: Asked,
+        left: Range<u64>,
+    },
+    /// `returns` is what the overlay said of itself when `left` was all of it, `whole`.
+    WriteZeroes {
+        asked: Asked,
+        whole: Range<u64>,
+        left: Range<u64>,
+        allocate: bool,
+        returns: u64,
+    },
+    Cache {
+        asked: Asked,
+        left: Range<u64>,
+    },
 }
 
 /// A request that was set aside.
 #[derive(Debug)]
 enum Aside {
     Read { asked: Asked, range: Range<u64>, dont_fragment: bool },
-    Write { asked: Asked, fragments: Vec<Fragment> },
+    Write { asked: Asked, rest: Remainder },
     WriteZeroes { asked: Asked, range: Range<u64>, allocate: bool },
     Cache { asked: Asked, left: Range<u64> },
 }
@@ -344,7 +363,7 @@ impl Transmission {
                         return used + self.receive(unwanted, &input[used..], cx);
                     }
                     if incoming.missing() == 0 {
-                        self.write_fragments(asked, incoming.into_fragments(), cx);
+                        self.end_write(asked, incoming.finish(), cx);
                         return used;
                     }
                     let taken = incoming.take(&input[used..], device);

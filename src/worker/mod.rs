@@ -214,6 +214,12 @@ impl Server {
         Ok(())
     }
 
+    /// Its images and sessions.
+    #[must_use]
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.shared.registry
+    }
+
     /// Gets a message when there is nothing to do any more: when the server listens nowhere, and the last of the clients
     /// that it was started with has left.
     #[must_use]

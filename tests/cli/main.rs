@@ -265,6 +265,7 @@ fn manual_and_completions_are_made_from_the_definition() {
             "memdev-ns.1",
             "memdev-ps.1",
             "memdev-run.1",
+            "memdev-save.1",
             "memdev-serve.1",
             "memdev-set.1",
             "memdev-stat.1",
