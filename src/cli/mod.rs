@@ -5,12 +5,14 @@
 //! failure is one line on stderr that begins with `memdev: ` and says what to do.
 
 mod attach;
+mod checkpoint;
 mod contents;
 mod control;
 mod detach;
 mod duration;
 mod end;
 mod enter;
+mod fork;
 mod generate;
 mod image;
 mod info;
@@ -19,6 +21,7 @@ mod map;
 mod new;
 mod ns;
 mod ps;
+mod rollback;
 mod run;
 mod save;
 mod serve;
@@ -78,6 +81,10 @@ enum Command {
     Run(Box<run::Run>),
     Enter(enter::Enter),
     Save(save::Save),
+    Checkpoint(checkpoint::CheckpointArgs),
+    Rollback(rollback::RollbackArgs),
+    Reset(rollback::ResetArgs),
+    Fork(fork::ForkArgs),
     #[command(hide = true, name = memdev::attach::daemon::SUBCOMMAND)]
     AttachDaemon(AttachDaemon),
     #[command(hide = true)]
@@ -147,6 +154,10 @@ fn parse_and_run() -> Result<ExitCode, Failure> {
         Command::Run(args) => return run::run(*args),
         Command::Enter(args) => return enter::run(args),
         Command::Save(args) => save::run(args)?,
+        Command::Checkpoint(args) => checkpoint::run(&args)?,
+        Command::Rollback(args) => rollback::run(&args)?,
+        Command::Reset(args) => rollback::reset(&args)?,
+        Command::Fork(args) => fork::run(args)?,
         Command::AttachDaemon(_) => return Ok(memdev::attach::daemon::run()),
         Command::Generate(args) => generate::run(&args)?,
     }

@@ -1,7 +1,7 @@
 //! `memdev new NAME`: makes a session.
 
 use clap::Args;
-use memdev::control::model::NewSession;
+use memdev::control::model::{NewSession, SessionDetail};
 use memdev::session::SessionId;
 
 use super::control::{ControlArgs, json};
@@ -40,17 +40,18 @@ pub(crate) fn run(args: New) -> Result<(), Failure> {
     let mut client = args.control.connect()?;
     let wanted = NewSession { image: Some(args.image), id: args.id, memory: args.memory };
     let made = client.create(&wanted)?;
-    let text = if args.json {
-        json(&made)?
-    } else {
-        // A server that was given a connected socket listens nowhere.
-        let uri = made.session.uris.first().unwrap_or(&made.session.name);
-        format!("{uri}\n")
-    };
+    let text = if args.json { json(&made)? } else { uri(&made) };
     Ok(super::print(&text)?)
 }
 
-fn id(text: &str) -> Result<String, String> {
+/// The line that scripts read: where to connect to.
+pub(super) fn uri(made: &SessionDetail) -> String {
+    // A server that was given a connected socket listens nowhere.
+    let uri = made.session.uris.first().unwrap_or(&made.session.name);
+    format!("{uri}\n")
+}
+
+pub(super) fn id(text: &str) -> Result<String, String> {
     match SessionId::new(text) {
         Some(_) => Ok(text.to_owned()),
         None => Err("an id has 1 to 64 letters, digits, dots, underscores or hyphens".to_owned()),

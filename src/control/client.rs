@@ -9,7 +9,10 @@
 //! ```
 
 use super::http::kind_of;
-use super::model::{Change, Failure, NewSession, Server, Session, SessionDetail, Sessions};
+use super::model::{
+    Change, Checkpoint, Checkpoints, Failure, Fork, NewCheckpoint, NewSession, Rollback, Server, Session,
+    SessionDetail, Sessions,
+};
 use crate::error::{Error, ErrorKind, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -110,6 +113,59 @@ impl Client {
         self.exchange("DELETE", &path_of(name), None::<&()>).map(drop)
     }
 
+    /// The checkpoints of a session, the oldest first.
+    ///
+    /// # Errors
+    /// As [`Client::session`].
+    pub fn checkpoints(&mut self, session: &str) -> Result<Vec<Checkpoint>> {
+        let all: Checkpoints = self.ask("GET", &below(session, "checkpoints"), None::<&()>)?;
+        Ok(all.checkpoints)
+    }
+
+    /// Takes a checkpoint of a session.
+    ///
+    /// # Errors
+    /// `InUse` when there is one of this name, `Invalid` when it cannot be called so, `OutOfSpace` when there is no memory
+    /// for it; and as [`Client::session`].
+    pub fn checkpoint(&mut self, session: &str, name: &str) -> Result<Checkpoint> {
+        let wanted = NewCheckpoint { name: Some(name.to_owned()) };
+        self.ask("POST", &below(session, "checkpoints"), Some(&wanted))
+    }
+
+    /// Gives up a checkpoint.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none of this name; and as [`Client::session`].
+    pub fn drop_checkpoint(&mut self, session: &str, name: &str) -> Result<()> {
+        let path = format!("{}/{}", below(session, "checkpoints"), segment(name));
+        self.exchange("DELETE", &path, None::<&()>).map(drop)
+    }
+
+    /// Makes a session what it was at a checkpoint.
+    ///
+    /// # Errors
+    /// As [`Client::drop_checkpoint`].
+    pub fn rollback(&mut self, session: &str, checkpoint: &str) -> Result<SessionDetail> {
+        let wanted = Rollback { checkpoint: Some(checkpoint.to_owned()) };
+        self.ask("POST", &below(session, "rollback"), Some(&wanted))
+    }
+
+    /// Makes a session what its image is.
+    ///
+    /// # Errors
+    /// As [`Client::session`].
+    pub fn reset(&mut self, session: &str) -> Result<SessionDetail> {
+        self.ask("POST", &below(session, "reset"), None::<&()>)
+    }
+
+    /// Makes a session of the present state of another.
+    ///
+    /// # Errors
+    /// As [`Client::create`], and [`Client::session`].
+    pub fn fork(&mut self, session: &str, wanted: &Fork) -> Result<SessionDetail> {
+        self.ask("POST", &below(session, "fork"), Some(wanted))
+    }
+
     fn ask<T: DeserializeOwned>(
         &mut self,
         method: &str,
@@ -206,5 +262,15 @@ impl Client {
 
 /// Where a session is.
 fn path_of(name: &str) -> String {
-    format!("/v1/sessions/{}", crate::net::percent_encode(name.as_ref()).replace('/', "%2F"))
+    format!("/v1/sessions/{}", segment(name))
+}
+
+/// Where something of a session's is.
+fn below(session: &str, what: &str) -> String {
+    format!("{}/{what}", path_of(session))
+}
+
+/// A piece of a path.
+fn segment(text: &str) -> String {
+    crate::net::percent_encode(text.as_ref()).replace('/', "%2F")
 }

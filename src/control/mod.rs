@@ -15,6 +15,7 @@ mod client;
 mod http;
 mod metrics;
 pub mod model;
+mod points;
 mod routes;
 mod server;
 

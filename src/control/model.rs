@@ -217,6 +217,56 @@ pub struct Change {
     pub memory: Option<u64>,
 }
 
+/// The checkpoints of a session, the oldest first.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Checkpoints {
+    /// Themselves.
+    pub checkpoints: Vec<Checkpoint>,
+}
+
+/// A checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// What it is called.
+    pub name: String,
+    /// When it was taken: seconds since the beginning of 1970 (UTC).
+    pub taken: f64,
+    /// Bytes of the blocks that it holds; the session, and other checkpoints, may hold them, too.
+    pub data: u64,
+}
+
+/// A checkpoint to be taken.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewCheckpoint {
+    /// What to call it.
+    #[serde(default)]
+    pub name: Option<String>,
+}
+
+/// Where to go back to.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rollback {
+    /// The checkpoint's name.
+    #[serde(default)]
+    pub checkpoint: Option<String>,
+}
+
+/// A session to be made of another.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fork {
+    /// Its id; without, 128 random bits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+}
+
+/// Nothing to say.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nothing {}
+
 /// Why something was not done.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Failure {

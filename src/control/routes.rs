@@ -7,11 +7,12 @@ use super::model::{
     Bytes, Change, Image, Latencies, Latency, Memory, NewSession, Rates, Requests, Server, Session,
     SessionDetail, Sessions, Used,
 };
+use super::points;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::tls::TlsParameters;
 use crate::net::{Party, Peer, Uri};
 use crate::overlay::Budget;
-use crate::session::{Count, Found, Histogram, Kind, Totals};
+use crate::session::{Count, Found, Histogram, Kind, SessionId, Totals};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::de::DeserializeOwned;
 use std::fmt::Write as _;
@@ -51,11 +52,16 @@ fn route(subject: &Subject, head: &Head, body: &[u8], peer: &Peer) -> Result<Res
             Ok(Response::nothing())
         }
         (["v1", "sessions", _], _) => other("GET, HEAD, PATCH, DELETE"),
-        _ => {
-            let error = Error::new(ErrorKind::NotFound, "There is nothing at").on(shown(&head.path));
-            Err(error.advise("docs/control-api.md tells what there is"))
+        (["v1", "sessions", name, rest @ ..], _) => {
+            points::route(subject, name, rest, method, body).unwrap_or_else(|| Err(nothing(head)))
         }
+        _ => Err(nothing(head)),
     }
+}
+
+fn nothing(head: &Head) -> Error {
+    let error = Error::new(ErrorKind::NotFound, "There is nothing at").on(shown(&head.path));
+    error.advise("docs/control-api.md tells what there is")
 }
 
 /// A path in an error: what was asked for may hold anything.
@@ -64,7 +70,7 @@ fn shown(path: &[String]) -> String {
 }
 
 /// The body of a request; an empty one says nothing of anything.
-fn parse<T: DeserializeOwned + Default>(body: &[u8]) -> Result<T> {
+pub(super) fn parse<T: DeserializeOwned + Default>(body: &[u8]) -> Result<T> {
     if body.trim_ascii().is_empty() {
         return Ok(T::default());
     }
@@ -103,7 +109,7 @@ fn list(subject: &Subject, query: &[(String, String)]) -> Result<Response> {
 
 fn create(subject: &Subject, wanted: &NewSession, peer: &Peer) -> Result<Response> {
     let registry = &subject.registry;
-    let id = wanted.id.clone().map_or_else(random_id, Ok)?;
+    let id = new_id(wanted.id.clone())?;
     let image = wanted.image.clone().unwrap_or_default();
     if image.contains('@') {
         let error = Error::new(ErrorKind::NotFound, "No such export").on(image);
@@ -111,6 +117,18 @@ fn create(subject: &Subject, wanted: &NewSession, peer: &Peer) -> Result<Respons
     }
     let found = registry.create(&format!("{image}@{id}"), Party::of(peer), wanted.memory)?;
     Ok(Response::json(201, &detail(subject, &found)))
+}
+
+/// An id for a new session: what was asked for, or a random one.
+pub(super) fn new_id(wanted: Option<String>) -> Result<String> {
+    match wanted {
+        Some(id) if SessionId::new(&id).is_none() => {
+            let error = Error::new(ErrorKind::Invalid, "Not a session id:").on(format_args!("{id:?}"));
+            Err(error.advise("use 1 to 64 letters, digits, dots, underscores or hyphens"))
+        }
+        Some(id) => Ok(id),
+        None => random_id(),
+    }
 }
 
 /// 128 bits that nobody can guess, in hexadecimal.
@@ -194,7 +212,7 @@ fn session(subject: &Subject, found: &Found, totals: &Totals) -> Session {
     }
 }
 
-fn detail(subject: &Subject, found: &Found) -> SessionDetail {
+pub(super) fn detail(subject: &Subject, found: &Found) -> SessionDetail {
     let totals = found.session.totals();
     SessionDetail {
         session: session(subject, found, &totals),

@@ -75,6 +75,13 @@ impl Session {
         self.serial
     }
 
+    /// From now on it stays until it was entered and left again, or ended, however long that takes.
+    pub fn await_entry(&self) {
+        let mut attached = self.attached();
+        // Unless somebody has been faster.
+        attached.awaited = attached.lines.is_empty();
+    }
+
     /// How long it has been there.
     #[must_use]
     pub fn age(&self) -> Duration {
@@ -202,7 +209,7 @@ impl Registry {
         }
         let (device, place) = self.make_device(image, party, memory)?;
         let session = Arc::new(Session::unclaimed(device));
-        session.attached().awaited = true;
+        session.await_entry();
         let found = self.called(index, Some(&key.1), Arc::clone(&session));
         named.insert(key, (session, place));
         Ok(found)

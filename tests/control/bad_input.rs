@@ -61,6 +61,7 @@ fn bodies_that_make_no_sense_are_refused_and_the_connection_stays() {
         ("POST", "/v1/sessions", "{\"id\":\"\"}"),
         ("POST", "/v1/sessions", "{\"id\":\"a/b\"}"),
         ("POST", "/v1/sessions", "{\"id\":\":1\"}"),
+        ("POST", "/v1/sessions", "{\"id\":\"a?\"}"),
         ("POST", "/v1/sessions", "{\"memory\":-1}"),
         ("POST", "/v1/sessions", "{\"memory\":1e99}"),
         ("POST", "/v1/sessions", "{\"id\":\"x\"}{}"),

@@ -6,6 +6,7 @@ mod busy;
 mod commands;
 mod openapi;
 mod owner;
+mod points;
 #[path = "../support/mod.rs"]
 mod support;
 mod traffic;

@@ -41,7 +41,47 @@ const CALLS: &[(&str, &str, &str, &str, u16)] = &[
     ("/v1/sessions/{name}", "DELETE", "/v1/sessions/base@none", "", 404),
     ("/v1/sessions/{name}", "DELETE", "/v1/sessions/base@there", "", 204),
     ("/metrics", "GET", "/metrics", "", 200),
+    (POINTS, "POST", "/v1/sessions/base@used/checkpoints", r#"{"name":"one"}"#, 201),
+    (POINTS, "POST", "/v1/sessions/base@used/checkpoints", r#"{"name":"one"}"#, 409),
+    (POINTS, "POST", "/v1/sessions/base@used/checkpoints", r#"{"name":"a b"}"#, 400),
+    (POINTS, "POST", "/v1/sessions/base@none/checkpoints", r#"{"name":"one"}"#, 404),
+    (POINTS, "POST", "/v1/sessions/base@:1/checkpoints", r#"{"name":"one"}"#, 501),
+    (POINTS, "GET", "/v1/sessions/base@used/checkpoints", "", 200),
+    (POINTS, "GET", "/v1/sessions/base@none/checkpoints", "", 404),
+    (POINTS, "GET", "/v1/sessions/base@:1/checkpoints", "", 501),
+    (
+        "/v1/sessions/{name}/rollback",
+        "POST",
+        "/v1/sessions/base@used/rollback",
+        r#"{"checkpoint":"one"}"#,
+        200,
+    ),
+    ("/v1/sessions/{name}/rollback", "POST", "/v1/sessions/base@used/rollback", "{}", 400),
+    (
+        "/v1/sessions/{name}/rollback",
+        "POST",
+        "/v1/sessions/base@used/rollback",
+        r#"{"checkpoint":"two"}"#,
+        404,
+    ),
+    ("/v1/sessions/{name}/rollback", "POST", "/v1/sessions/base@:1/rollback", r#"{"checkpoint":"one"}"#, 501),
+    (POINT, "DELETE", "/v1/sessions/base@used/checkpoints/one", "", 204),
+    (POINT, "DELETE", "/v1/sessions/base@used/checkpoints/one", "", 404),
+    (POINT, "DELETE", "/v1/sessions/base@:1/checkpoints/one", "", 501),
+    ("/v1/sessions/{name}/reset", "POST", "/v1/sessions/base@used/reset", "", 200),
+    ("/v1/sessions/{name}/reset", "POST", "/v1/sessions/base@used/reset", r#"{"to":"one"}"#, 400),
+    ("/v1/sessions/{name}/reset", "POST", "/v1/sessions/base@none/reset", "", 404),
+    ("/v1/sessions/{name}/reset", "POST", "/v1/sessions/base@:1/reset", "", 501),
+    (FORK, "POST", "/v1/sessions/base@used/fork", r#"{"id":"b"}"#, 201),
+    (FORK, "POST", "/v1/sessions/base@used/fork", r#"{"id":"b"}"#, 409),
+    (FORK, "POST", "/v1/sessions/base@used/fork", r#"{"id":"a/b"}"#, 400),
+    (FORK, "POST", "/v1/sessions/base@none/fork", "", 404),
+    (FORK, "POST", "/v1/sessions/base@:1/fork", "", 501),
 ];
+
+const POINTS: &str = "/v1/sessions/{name}/checkpoints";
+const POINT: &str = "/v1/sessions/{name}/checkpoints/{checkpoint}";
+const FORK: &str = "/v1/sessions/{name}/fork";
 
 #[test]
 fn every_call_of_the_document_is_answered_as_it_says() {
@@ -74,10 +114,9 @@ fn every_call_of_the_document_is_answered_as_it_says() {
     for (template, method, path, body, status) in CALLS {
         call(template, method, path, body, *status);
     }
-    for _ in 0..2 {
-        call("/v1/sessions", "POST", "/v1/sessions", "", 201);
-    }
+    call("/v1/sessions", "POST", "/v1/sessions", "", 201);
     call("/v1/sessions", "POST", "/v1/sessions", "", 403);
+    call(FORK, "POST", "/v1/sessions/base@used/fork", "", 403);
     // Two workers' worth of memory is all there is: not even a session has room.
     let tight = House::with(&["--memory", "4096"]);
     for _ in 0..3 {
@@ -107,7 +146,7 @@ fn no_method_is_offered_that_is_not_in_the_document() {
     let operations = operations(&document);
     let paths: BTreeSet<&String> = operations.iter().map(|(path, _)| path).collect();
     for path in paths {
-        let concrete = path.replace("{name}", "base@there");
+        let concrete = path.replace("{name}", "base@there").replace("{checkpoint}", "one");
         let answer = house.ask("BREW", &concrete, "");
         assert_eq!(answer.status, 405, "{path}: {}", answer.text);
         let allowed: BTreeSet<&str> =

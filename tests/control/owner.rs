@@ -9,10 +9,10 @@ use std::os::unix::net::UnixStream;
 
 #[test]
 fn the_socket_is_its_owners_alone_and_goes_with_the_server() {
-    let house = House::with(&["--unix-mode", "0666"]);
+    let mut house = House::with(&["--unix-mode", "0666"]);
     let (socket, file) = (house.socket(), fs::metadata(house.socket()).unwrap());
     assert_eq!((file.uid(), file.mode() & 0o777), (rustix::process::geteuid().as_raw(), 0o600));
-    assert!(house.server.log().iter().any(|line| *line == format!("control socket at {}", socket.display())));
+    house.server.wait_for_line(&format!("control socket at {}", socket.display()), 1);
     house.server.stop();
     assert!(!socket.exists());
 }
@@ -20,7 +20,7 @@ fn the_socket_is_its_owners_alone_and_goes_with_the_server() {
 /// Even where the file lets others in, the server does not.
 #[test]
 fn another_user_is_refused() {
-    let house = House::new();
+    let mut house = House::new();
     fs::set_permissions(house.server.dir(), Permissions::from_mode(0o755)).unwrap();
     let connect = || UnixStream::connect(house.socket());
     let Some(refused) = as_user(54_321, || connect().unwrap_err()) else {
@@ -34,7 +34,7 @@ fn another_user_is_refused() {
     let answer = read_answer(&mut stream, false).expect("it is told why");
     assert_eq!((answer.status, answer.kind().as_str()), (403, "denied"));
     assert!(read_answer(&mut stream, false).is_none(), "and hung up on");
-    assert!(house.server.log().iter().any(|line| line.contains("uid=54321") || line.contains("uid 54321")));
+    house.server.wait_for_line("peer=uid 54321", 1);
     assert_eq!(house.get("/v1/server")["connections"]["now"], 0);
 }
 
