@@ -12,6 +12,7 @@ use std::path::Path;
 use interop_support::vm::{Meeting, Vm, failure, turn};
 use interop_support::{run, uri};
 use support::server::{Serve, scratch};
+use support::tls::{Age, Authority, Role};
 use support::{Image, MIB, Server};
 
 fn sum_of_first_mib(image: &Image) -> String {
@@ -56,6 +57,52 @@ fn nbd_client_attaches_in_every_way_linux_6_1() {
 #[test]
 fn nbd_client_attaches_in_every_way_linux_6_12() {
     attaches("6.12");
+}
+
+/// A device over TLS, and none for whoever has the wrong certificates; see the job.
+#[test]
+fn nbd_client_attaches_over_tls() {
+    let _turn = turn();
+    let dir = scratch();
+    let image = Image::random(dir.path().join("disk.img"), 16 * MIB, 3);
+    let before = image.fingerprint();
+    let (authority, other) = (Authority::new("The CA"), Authority::new("Another CA"));
+    let certificates = |name: &str| dir.path().join(name);
+    authority.equip_server(&certificates("server"), &authority.sign(Role::Server, Age::Good));
+    let clients = [
+        ("good", &authority, Some(authority.sign(Role::Client, Age::Good))),
+        ("none", &authority, None),
+        ("expired", &authority, Some(authority.sign(Role::Client, Age::Expired))),
+        ("stranger", &authority, Some(other.sign(Role::Client, Age::Good))),
+        ("wrong-ca", &other, Some(authority.sign(Role::Client, Age::Good))),
+    ];
+    let server = Serve::image(&image)
+        .tcp()
+        .args(["--tls-verify-peer".into(), "--tls-certificates".into(), certificates("server")])
+        .start();
+    let vm = Vm::job("6.12", "tls.sh").port("PORT", &server).env("SIZE", image.size);
+    let mut vm = vm.env("SUM", sum_of_first_mib(&image));
+    for (name, trusted, issued) in &clients {
+        trusted.equip_client(&certificates(name), issued.as_ref());
+        for file in ["ca-cert.pem", "client-cert.pem", "client-key.pem"] {
+            let path = certificates(name).join(file);
+            if path.exists() {
+                vm = vm.add(&path, &format!("/tls/{name}/{file}"));
+            }
+        }
+    }
+    vm.succeed();
+    for why in [
+        "it shows no certificate, and one is demanded",
+        "its certificate has expired",
+        "its certificate is not signed by a CA in ca-cert.pem",
+        "trust",
+        "it speaks plain text, and TLS is demanded",
+    ] {
+        assert!(server.log().iter().any(|line| line.contains("WARN") && line.contains(why)), "{why}");
+    }
+    assert_eq!(image.fingerprint(), before);
+    server.stop();
 }
 
 /// Four connections are refused on a private copy and one device on a named session; see the job.

@@ -226,7 +226,8 @@ openssl req $new -keyout server-key.pem -subj /CN=server -addext subjectAltName=
     server.stop();
 }
 
-/// `nbd-client -l` over TLS: it lists exports, which is all that it can do without the kernel's nbd module.
+/// `nbd-client -l` over TLS: it lists exports, which is all that it can do without the kernel's nbd module
+/// (with it: `tests/interop_kernel.rs`).
 #[test]
 fn nbd_client_lists_exports() {
     let setting = serve(Age::Good, VERIFY);

@@ -186,9 +186,9 @@ impl Registry {
     }
 
     fn parse_named(&self, name: &str) -> Result<(usize, SessionId)> {
-        let Wanted { index, id, .. } = self.look_up(name)?;
+        let Wanted { index, id, must_exist, .. } = self.look_up(name)?;
         let none = || Error::new(ErrorKind::Invalid, "Not the name of a session:").on(name).advise(ASK);
-        Ok((index, id.ok_or_else(none)?))
+        Ok((index, id.filter(|_| !must_exist).ok_or_else(none)?))
     }
 
     /// Makes the named session `name` for somebody who is going to enter it, and whose it is then. It stays until it was

@@ -150,8 +150,8 @@ impl Registry {
     /// What `export_name` would give a client; makes nothing.
     ///
     /// # Errors
-    /// `NotFound` when there is no such image, or no such session where one is asked for only if it is there, `Invalid` when the session's id is none, `Denied` when the session is
-    /// another user's.
+    /// `NotFound` when there is no such image, or no such session where it is asked for only if it is there; `Invalid`
+    /// when the session's id is none; `Denied` when the session is another user's.
     pub fn describe(&self, export_name: &str, stream: &Stream) -> Result<Description> {
         let Wanted { index, source, id, must_exist } = self.look_up(export_name)?;
         let session = id
@@ -268,7 +268,8 @@ impl Registry {
         Ok((description, Attachment { session, line, registry: Arc::clone(self), own: place }))
     }
 
-    /// Enters a named session by `line`; makes it on `image`, if that is given and it is not there.
+    /// Enters a named session by `line`; makes it on `image`, if that is given and it is not there. Who gives none only
+    /// looks, and changes nothing about whose it is or how long it stays.
     fn enter(
         &self,
         key: (usize, SessionId),
@@ -277,11 +278,14 @@ impl Registry {
         stream: &Stream,
         line: &Arc<Line>,
     ) -> Result<Arc<Session>> {
+        let looks_only = image.is_none();
         let mut named = self.named();
         let session = match named.get(&key) {
             Some((session, _)) => {
                 admit(session, export_name, stream)?;
-                session.owner.get_or_init(|| Owner::of(stream.peer()));
+                if !looks_only {
+                    session.owner.get_or_init(|| Owner::of(stream.peer()));
+                }
                 Arc::clone(session)
             }
             None => {
@@ -299,7 +303,7 @@ impl Registry {
                 return Err(error.on(export_name).advise("close some of them first"));
             }
             let others = attached.lines.clone();
-            attached.awaited = false;
+            attached.awaited &= looks_only;
             attached.lines.push(Arc::clone(line));
             others
         };
@@ -434,7 +438,7 @@ pub(super) struct Wanted<'a> {
     source: &'a Source,
     pub(super) id: Option<SessionId>,
     /// The session is not made if it is not there.
-    must_exist: bool,
+    pub(super) must_exist: bool,
 }
 
 fn no_such_session(export_name: &str) -> Error {

@@ -86,6 +86,23 @@ fn who_asks_for_a_session_that_is_there_makes_none() {
 }
 
 #[test]
+fn who_only_looks_at_a_session_that_waits_for_its_client_does_not_make_it_its_own() {
+    let house = house(Duration::ZERO);
+    let (_client, stream) = house.connect();
+    let party = crate::net::Party::of(stream.peer());
+    house.registry.create("root@made", party, None).unwrap();
+    assert_eq!(house.registry.create("root@other?", party, None).unwrap_err().kind(), ErrorKind::Invalid);
+    let (_looker, looking) = house.attach("root@made?");
+    assert!(looking.session().owner.get().is_none());
+    drop(looking);
+    assert!(house.registry.end_idle_for_test(Duration::from_secs(60)), "it still waits");
+    let (_a, one) = house.attach("root@made");
+    assert!(one.session().owner.get().is_some());
+    drop(one);
+    assert!(!house.registry.end_idle_for_test(Duration::from_secs(60)), "it was entered and left");
+}
+
+#[test]
 fn a_named_session_lingers_and_then_ends() {
     let house = house(Duration::from_secs(60));
     let (_a, one) = house.attach("root@x");
