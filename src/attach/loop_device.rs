@@ -109,6 +109,23 @@ pub(super) fn release_with_last_user(file: &File) -> io::Result<()> {
     ioctl::release_with_last_user(file.as_fd())
 }
 
+/// Lets the device show a part of its file only; see [`ioctl::narrow`].
+///
+/// # Errors
+/// What the kernel says.
+pub(super) fn narrow(file: &File, offset: u64, length: u64) -> io::Result<()> {
+    for _ in 0..TRIES {
+        match ioctl::narrow(file.as_fd(), offset, length) {
+            // Somebody looks at the new device, as udev does.
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            result => return result,
+        }
+    }
+    Err(io::Error::from_raw_os_error(libc::EAGAIN))
+}
+
 /// Makes the device let go of its file, if it carries this id, and returns when it has. A device that does not carry it
 /// is somebody else's, or free, and is left alone. If it is `served`, what its cache holds is written first.
 ///

@@ -138,6 +138,23 @@ impl Attached {
         &self.device
     }
 
+    /// From now on the device, a loop device, shows `length` bytes from `offset` on only, and waits until it does.
+    ///
+    /// # Errors
+    /// `Unsupported` if it is no loop device; what the kernel says.
+    pub(crate) fn narrow(&self, offset: u64, length: u64) -> Result<()> {
+        if nbd::is_one(&self.device) {
+            let why = "Only a loop device can be a part of an image";
+            return Err(Error::new(ErrorKind::Unsupported, why).advise("use --backend fuse"));
+        }
+        let failed = |error| Error::io("Cannot narrow down", error).on_path(self.device.path());
+        let mut options = std::fs::File::options();
+        let file = options.read(true).write(!self.record.read_only);
+        let file = file.open(self.device.path()).map_err(failed)?;
+        loop_device::narrow(&file, offset, length).map_err(failed)?;
+        self.device.wait_until_ready(length)
+    }
+
     /// From now on the device outlives this process. Gives its daemon, a child of this process, for whoever wants to know
     /// of its end.
     ///

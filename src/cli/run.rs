@@ -41,6 +41,10 @@ pub(crate) struct Run {
     #[arg(long, value_name = "URI", conflicts_with = "image")]
     session: Option<String>,
 
+    /// The partition of the image, by its number, if it is of a whole disk (GPT or MBR)
+    #[arg(short, long, value_name = "N")]
+    partition: Option<u32>,
+
     /// The command and its arguments [default: the user's shell]
     #[arg(last = true, value_name = "CMD")]
     command: Vec<OsString>,
@@ -131,6 +135,7 @@ pub(crate) fn finish(ended: &root::Ended) -> Result<ExitCode, Failure> {
 fn configure(args: Run) -> Result<root::Run, Failure> {
     let source = source(args.session, args.image.unwrap_or_default())?;
     let mut run = root::Run::new(source);
+    run.partition = args.partition;
     run.command = args.command;
     run.login = args.login;
     run.env = args.env.iter().filter_map(|text| variable(text)).collect();

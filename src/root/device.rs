@@ -11,7 +11,8 @@ use rustix::process::{Pid, PidfdFlags};
 
 use super::Run;
 use super::filesystem::{self, Kind};
-use crate::attach::{self, Options, Source};
+use super::partition::Table;
+use crate::attach::{self, Backend, Options, Source};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How long a copy that nobody will see again may take to be written back before its daemon is killed. What is left of it
@@ -49,7 +50,11 @@ impl Disk {
             connections: 1,
             memory: run.memory,
             read_only: false,
-            backend: run.backend,
+            // Only a loop device can be a part of what is attached.
+            backend: match run.backend {
+                Backend::Auto if run.partition.is_some() => Backend::Fuse,
+                backend => backend,
+            },
             state: run.attachments.clone(),
             log: run.log.clone(),
             program: run.program.clone(),
@@ -57,7 +62,14 @@ impl Disk {
         };
         let attached = attach::attach(&options)?;
         let (path, read_only) = (attached.device().path(), attached.record().read_only);
-        let device = File::open(&path).map_err(|error| Error::io("Cannot read", error).on_path(&path))?;
+        let open = || File::open(&path).map_err(|error| Error::io("Cannot read", error).on_path(&path));
+        let mut device = open()?;
+        if let Some(number) = run.partition {
+            let part = Table::of_file(&device)?.find(number)?;
+            drop(device);
+            attached.narrow(part.offset, part.length)?;
+            device = open()?;
+        }
         let kind = filesystem::on(&device).map_err(|error| Error::io("Cannot read", error).on_path(&path))?;
         let kind = kind.ok_or_else(|| {
             let what = match &run.source {

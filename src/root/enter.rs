@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use signal_hook::consts::{SIGHUP, SIGWINCH};
 
 use super::command::{self, Order, Ready};
-use super::launcher::{AFTER_HANG_UP, OF_TERMINALS, catch, one_thread};
+use super::launcher::{AFTER_HANG_UP, OF_TERMINALS, catch, may_begin};
 use super::record::{Session, sessions, started};
 use super::signals::Signals;
 use super::terminal::{self, Relay};
@@ -50,7 +50,7 @@ impl Enter {
     /// `NotFound` if there is no such session; what else stands in the way of starting the command.
     pub fn run(self) -> Result<Ended> {
         let terminals = terminal::standard()?;
-        one_thread()?;
+        may_begin()?;
         let signals = catch()?;
         let session = find(sessions(&self.sessions)?, &self.session)?;
         let gone = || Error::new(ErrorKind::NotFound, "The session has just ended").on(&session.name);

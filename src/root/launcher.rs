@@ -62,7 +62,7 @@ impl<'a> World<'a> {
 /// Does what [`Run::run`] says.
 pub(super) fn run(run: &Run) -> Result<Ended> {
     let terminals = terminal::standard()?;
-    one_thread()?;
+    may_begin()?;
     let signals = catch()?;
     let plan = run.plan();
     let mut launcher = Launcher {
@@ -83,11 +83,15 @@ pub(super) fn run(run: &Run) -> Result<Ended> {
     ended
 }
 
-/// Looks whether this process may be copied.
+/// Looks whether this process may be copied, and may do what the copies are for.
 ///
 /// # Errors
-/// `Invalid` if it has several threads.
-pub(super) fn one_thread() -> Result<()> {
+/// `Invalid` if it has several threads, `Denied` if it is not root's.
+pub(super) fn may_begin() -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        let why = "A private root can only be made, or entered, by root: it takes mounts and a block device";
+        return Err(Error::new(ErrorKind::Denied, why).advise("run it as root"));
+    }
     if sys::process::threads() == 1 {
         return Ok(());
     }

@@ -75,6 +75,8 @@ pub enum Network {
 pub struct Run {
     /// What the root is a copy of, or the named session that it is.
     pub source: Source,
+    /// Which partition of it, by its number; without one it is a file system as a whole.
+    pub partition: Option<u32>,
     /// The program and its arguments; without any, the user's shell.
     pub command: Vec<OsString>,
     /// Whether a shell is started as one that has just been logged in to, in the user's home directory.
@@ -115,6 +117,7 @@ impl Run {
     pub fn new(source: Source) -> Self {
         Self {
             source,
+            partition: None,
             command: Vec::new(),
             login: false,
             env: Vec::new(),

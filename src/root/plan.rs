@@ -120,7 +120,8 @@ impl Step {
                     Source::Image { path, .. } => format!("a private copy of {}", path.display()),
                     Source::Export(uri) => uri.to_string(),
                 };
-                format!("attach {what} as a block device, whose daemon ends with the launcher")
+                let part = run.partition.map(|n| format!("partition {n} of ")).unwrap_or_default();
+                format!("attach {part}{what} as a block device, whose daemon ends with the launcher")
             }
             Self::MakeIds => "make a user namespace of 65536 ids that nobody has outside".to_owned(),
             Self::StartMounter => "start the mounter".to_owned(),

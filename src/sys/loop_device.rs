@@ -141,6 +141,17 @@ pub(crate) fn release_with_last_user(device: BorrowedFd<'_>) -> io::Result<()> {
     outcome(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_STATUS64, &raw const info) }).map(drop)
 }
 
+/// Lets the device show only `length` bytes of its file, from `offset` on: whole sectors.
+///
+/// # Errors
+/// `ENXIO` if it has no file, `EAGAIN` if what is in its cache is in use at the moment, and what else the kernel says.
+pub(crate) fn narrow(device: BorrowedFd<'_>, offset: u64, length: u64) -> io::Result<()> {
+    let mut info = info(device)?.ok_or_else(|| io::Error::from_raw_os_error(libc::ENXIO))?;
+    (info.offset, info.size_limit) = (offset, length);
+    // SAFETY: `info` is a `struct loop_info64` that outlives the call, which only reads it.
+    outcome(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_STATUS64, &raw const info) }).map(drop)
+}
+
 /// Makes the device let go of its file: when `device` is closed, or, if others have it open, when the last of them
 /// closes it.
 ///
@@ -173,6 +184,7 @@ mod tests {
         assert!(next_free(file.as_fd()).is_err());
         assert!(clear(file.as_fd()).is_err());
         assert!(release_with_last_user(file.as_fd()).is_err());
+        assert!(narrow(file.as_fd(), 512, 512).is_err());
         assert!(configure(file.as_fd(), file.as_fd(), b"x", 512, 0).is_err());
     }
 }

@@ -171,3 +171,41 @@ fn what_cannot_be_a_root_is_refused() {
     assert!(said(&output).contains("Descriptor 0 is a directory"), "{}", said(&output));
     place.assert_empty();
 }
+
+#[test]
+fn a_partition_of_a_disk_is_a_root() {
+    use std::os::unix::fs::FileExt;
+    const START: u64 = 2048 * 512;
+    let place = Place::new();
+    let size = fs::metadata(image()).unwrap().len();
+    let path = place.path("disk.img");
+    // A table with one Linux partition; behind it comes the image.
+    let copy = ["conv=sparse,notrunc", "bs=1M", "seek=1", "status=none"].map(String::from);
+    let files = [format!("if={}", image().display()), format!("of={}", path.display())];
+    crate::interop_support::run("dd", files.iter().chain(&copy));
+    let disk = fs::File::options().write(true).open(&path).unwrap();
+    disk.set_len(START + size + (1 << 20)).unwrap();
+    let mut sector = [0; 512];
+    sector[446 + 16 + 4] = 0x83;
+    for (at, number) in [(446 + 16 + 8, 2048_u32), (446 + 16 + 12, u32::try_from(size / 512).unwrap())] {
+        let mut bytes = number.to_be_bytes();
+        bytes.reverse();
+        sector[at..at + 4].copy_from_slice(&bytes);
+    }
+    sector[510..].copy_from_slice(&[0x55, 0xaa]);
+    disk.write_all_at(&sector, 0).unwrap();
+
+    let attempt = |number: &str| {
+        let mut command = place.memdev("run", &["--partition", number, "--backend", "fuse"]);
+        let output =
+            command.arg(&path).args(["--", "sh", "-c", "echo x >/x; cat /etc/hostname"]).output().unwrap();
+        place.assert_empty();
+        said(&output)
+    };
+    assert_eq!(attempt("2"), "memdev\n");
+    let line = attempt("1");
+    assert!(line.starts_with("memdev: The image has no partition 1, but 2"), "{line}");
+    let output = place.run(&["--partition", "1"], &["true"]).output().unwrap();
+    assert!(said(&output).contains("has no partition table"), "{}", said(&output));
+    place.assert_empty();
+}
