@@ -444,7 +444,7 @@ fn a_checkpoint_is_of_one_moment_and_stays() {
 /// A session and its fork both write to parts of a block that they share, and to the block as a whole: neither sees what
 /// the other wrote, a checkpoint of before sees neither, and when all have ended every block has been given back once.
 ///
-/// Caught: all that the model before catches.
+/// Caught: as by the model before.
 #[test]
 fn forks_that_write_to_one_block_are_apart() {
     bounded_model(Some(PREEMPTIONS), |image| {
@@ -480,7 +480,7 @@ fn forks_that_write_to_one_block_are_apart() {
 /// A session is rolled back while a connection reads a block and writes it: what is read is of before or of behind, and what
 /// was given up is wiped only when the reply is sent.
 ///
-/// Caught: all that the model of a checkpoint catches.
+/// Caught: as by the model of a checkpoint.
 #[test]
 fn a_rollback_is_before_a_write_or_behind_it() {
     bounded_model(Some(PREEMPTIONS), |image| {

@@ -51,18 +51,20 @@ pub(super) fn warm(orders: &Receiver<Order>, shared: &Shared) {
 /// The watcher's life: as long as somebody is connected, looks which pages of the images the kernel has dropped; when a
 /// crowd has gone, gives back what the allocator held for it.
 pub(super) fn watch(shared: &Shared) {
-    let (mut most, mut last) = (0, 0);
+    let (mut most, mut last, mut last_map) = (0, 0, 0);
     while !shared.stopping.load(Ordering::Acquire) {
         std::thread::park_timeout(Duration::from_secs(1));
         let connections = shared.mailboxes.iter().map(|mailbox| mailbox.load().load(Ordering::Relaxed)).sum();
         if connections > 0 {
             shared.registry.sources().iter().for_each(|source| source.latest().recheck_residency());
         }
-        // Not while they come and go: it takes a while, and others who allocate wait for it.
-        if connections < most && connections == last {
+        // Not while they come and go: it takes a while, and others who allocate wait for it. Nor while sessions are being
+        // taken apart, which goes on behind their connections' ends: what they hold is not free yet.
+        let map = shared.registry.total().map();
+        if connections < most && connections == last && map >= last_map {
             sys::heap::trim();
             most = connections;
         }
-        (most, last) = (most.max(connections), connections);
+        (most, last, last_map) = (most.max(connections), connections, map);
     }
 }
