@@ -287,10 +287,7 @@ fn a_client_that_does_not_wait_for_the_acknowledgement_gets_its_tls() {
         if !pause {
             tls::expect_ack(&mut stream).expect("it is acknowledged");
         }
-        while connection.is_handshaking() {
-            connection.complete_io(&mut stream).expect("TLS begins");
-        }
-        let mut raw = rustls::StreamOwned::new(connection, stream);
+        let mut raw = tls::finish(stream, connection).expect("TLS begins");
         raw.write_all(&option_bytes(nbd::OPT_ABORT, &[])).expect("sending");
         raw.read_exact(&mut [0; 20]).expect("an acknowledgement");
     }

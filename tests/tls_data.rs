@@ -409,11 +409,8 @@ fn many_handshakes_at_once_all_come_to_their_end() {
         stream.write_all(&hello).expect("sending");
         waiting.push((stream, connection));
     }
-    for (mut stream, mut connection) in waiting {
-        while connection.is_handshaking() {
-            connection.complete_io(&mut stream).expect("TLS begins");
-        }
-        let mut raw = rustls::StreamOwned::new(connection, stream);
+    for (stream, connection) in waiting {
+        let mut raw = tls::finish(stream, connection).expect("TLS begins");
         raw.write_all(&option_bytes(nbd::OPT_ABORT, &[])).expect("sending");
         raw.read_exact(&mut [0; 20]).expect("an acknowledgement");
     }

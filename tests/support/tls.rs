@@ -229,8 +229,12 @@ pub fn beginning(config: &Arc<ClientConfig>) -> ClientConnection {
 
 /// The whole TLS handshake of a connection on which STARTTLS was acknowledged. What a server thinks of the client's
 /// certificate may be heard only later.
-pub fn shake_hands(mut stream: Stream, config: &Arc<ClientConfig>) -> io::Result<Raw> {
-    let mut connection = beginning(config);
+pub fn shake_hands(stream: Stream, config: &Arc<ClientConfig>) -> io::Result<Raw> {
+    finish(stream, beginning(config))
+}
+
+/// The rest of the TLS handshake of `connection`, of which some may have been sent.
+pub fn finish(mut stream: Stream, mut connection: ClientConnection) -> io::Result<Raw> {
     while connection.is_handshaking() {
         connection.complete_io(&mut stream)?;
     }
