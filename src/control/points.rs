@@ -85,7 +85,7 @@ fn fork(subject: &Subject, session: &str, body: &[u8]) -> Result<Response> {
     let id = new_id(id)?;
     let image = session.split('@').next().unwrap_or_default();
     let new = format!("{image}@{id}");
-    subject.registry.fork(session, &new)?.await_entry();
+    subject.registry.fork(session, &new)?;
     Ok(Response::json(201, &detail(subject, &subject.registry.session(&new)?)))
 }
 

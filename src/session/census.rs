@@ -3,10 +3,10 @@
 //! A named session is called by its export name, `IMAGE@ID`. A session of one connection has no name to enter it by; here
 //! it is called `IMAGE@:SERIAL`, which no client can ask for.
 
-use super::registry::{Named, Wanted};
+use super::registry::unknown;
 use super::{Count, Registry, Session, SessionId, Totals};
 use crate::base::Source;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::net::Party;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -73,13 +73,6 @@ impl Session {
     #[must_use]
     pub fn serial(&self) -> u64 {
         self.serial
-    }
-
-    /// From now on it stays until it was entered and left again, or ended, however long that takes.
-    pub fn await_entry(&self) {
-        let mut attached = self.attached();
-        // Unless somebody has been faster.
-        attached.awaited = attached.lines.is_empty();
     }
 
     /// How long it has been there.
@@ -173,22 +166,14 @@ impl Registry {
     /// # Errors
     /// `NotFound` when there is none, `Invalid` when nothing can be called so.
     pub fn session(&self, name: &str) -> Result<Found> {
-        let unknown = || Error::new(ErrorKind::NotFound, "No such session:").on(name).advise(ASK);
         if let Some((image, serial)) = name.split_once("@:") {
-            let serial: u64 = serial.parse().map_err(|_| unknown())?;
-            let (index, session) = self.private().get(&serial).cloned().ok_or_else(unknown)?;
+            let serial: u64 = serial.parse().map_err(|_| unknown(name))?;
+            let (index, session) = self.private().get(&serial).cloned().ok_or_else(|| unknown(name))?;
             let found = self.called(index, None, session);
-            return if image == found.image { Ok(found) } else { Err(unknown()) };
+            return if image == found.image { Ok(found) } else { Err(unknown(name)) };
         }
-        let (index, id) = self.parse_named(name)?;
-        let session = self.named().get(&(index, id.clone())).map(|(session, _)| Arc::clone(session));
-        Ok(self.called(index, Some(&id), session.ok_or_else(unknown)?))
-    }
-
-    fn parse_named(&self, name: &str) -> Result<(usize, SessionId)> {
-        let Wanted { index, id, must_exist, .. } = self.look_up(name)?;
-        let none = || Error::new(ErrorKind::Invalid, "Not the name of a session:").on(name).advise(ASK);
-        Ok((index, id.filter(|_| !must_exist).ok_or_else(none)?))
+        let key = self.key(name)?;
+        Ok(self.called(key.0, Some(&key.1), self.at(&key, name)?.0))
     }
 
     /// Makes the named session `name` for somebody who is going to enter it, and whose it is then. It stays until it was
@@ -199,20 +184,11 @@ impl Registry {
     /// `NotFound` when there is no such image, `Invalid` when the name is none of a session, `InUse` when it is there
     /// already, `Denied` when there are as many sessions as there may be, `OutOfSpace` when there is no memory for it.
     pub fn create(&self, name: &str, party: Party, memory: Option<u64>) -> Result<Found> {
-        let (index, id) = self.parse_named(name)?;
+        let (index, id) = self.key(name)?;
         let image = self.sources()[index].current();
-        let mut named: MutexGuard<'_, Named> = self.named();
-        let key = (index, id);
-        if named.contains_key(&key) {
-            let error = Error::new(ErrorKind::InUse, "There is such a session already:").on(name);
-            return Err(error.advise("choose another id"));
-        }
-        let (device, place) = self.make_device(image, party, memory)?;
-        let session = Arc::new(Session::unclaimed(device));
-        session.await_entry();
-        let found = self.called(index, Some(&key.1), Arc::clone(&session));
-        named.insert(key, (session, place));
-        Ok(found)
+        let make = |budget| Session::unclaimed(self.blank(image, budget));
+        let session = self.add(((index, id.clone()), name), party, memory, make)?;
+        Ok(self.called(index, Some(&id), session))
     }
 
     /// Ends the session that is called `name`: hangs up on everybody who is in it. Its memory is free when all of its
@@ -223,7 +199,7 @@ impl Registry {
     pub fn end(&self, name: &str) -> Result<()> {
         let found = self.session(name)?;
         if found.id.is_some() {
-            let key = self.parse_named(name)?;
+            let key = self.key(name)?;
             let mut named = self.named();
             // Somebody may have made a new one by that name meanwhile.
             let is_it = named.get(&key).is_some_and(|(session, _)| Arc::ptr_eq(session, &found.session));
@@ -247,5 +223,3 @@ impl Registry {
         totals
     }
 }
-
-const ASK: &str = "'memdev ps' lists the sessions";

@@ -40,7 +40,7 @@ impl Registry {
     /// The checkpoints of `session`, the oldest first.
     ///
     /// # Errors
-    /// `NotFound` when there is no such session.
+    /// As [`Registry::find`].
     pub fn checkpoints(&self, session: &str) -> Result<Vec<Checkpoint>> {
         Ok(self.find(session)?.checkpoints())
     }
@@ -48,7 +48,7 @@ impl Registry {
     /// Gives up a checkpoint. What it alone holds is freed in the background.
     ///
     /// # Errors
-    /// `NotFound` when there is no such session or no such checkpoint.
+    /// As [`Registry::find`]; `NotFound` when there is no such checkpoint.
     pub fn drop_checkpoint(&self, session: &str, name: &str) -> Result<()> {
         let session = self.find(session)?;
         let point = session.points().remove(name).ok_or_else(|| no_such(name))?;
@@ -62,7 +62,7 @@ impl Registry {
     /// lost by that. What the kernel of an attached device has cached is the caller's business.
     ///
     /// # Errors
-    /// `NotFound` when there is no such session or no such checkpoint.
+    /// As [`Registry::find`]; `NotFound` when there is no such checkpoint.
     pub fn rollback(&self, session: &str, name: &str) -> Result<()> {
         let session = self.find(session)?;
         session.rollback(name)?;
@@ -73,7 +73,7 @@ impl Registry {
     /// Makes `session` what its image is, as [`Registry::rollback`] does. Checkpoints stay.
     ///
     /// # Errors
-    /// `NotFound` when there is no such session.
+    /// As [`Registry::find`].
     pub fn reset(&self, session: &str) -> Result<()> {
         let session = self.find(session)?;
         session.reset();
@@ -90,11 +90,24 @@ impl Registry {
     /// `InUse` when there is such a session, `Denied` when there are as many as there may be, `OutOfSpace` when there is
     /// no memory for it.
     pub fn fork(&self, session: &str, new: &str) -> Result<Arc<Session>> {
-        let (parent, index, party) = self.find_with_key(session)?;
+        let (from, to) = (self.key(session)?, self.key(new)?);
+        if from.0 != to.0 {
+            let error = Error::new(ErrorKind::Invalid, "A fork is on the same image, and cannot be called");
+            return Err(error.on(new));
+        }
+        let (parent, party) = self.at(&from, session)?;
         let limit = parent.device.overlay().budget().limit();
-        self.add((index, new), party, limit, |budget| {
+        self.add((to, new), party, Some(limit), |budget| {
             Session::owned_by(parent.between_turns(|| parent.device.fork(budget)), parent.owner.clone())
         })
+    }
+
+    /// The named session `name`.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none, or no such image; `Invalid` when nobody's session can be called so.
+    pub fn find(&self, name: &str) -> Result<Arc<Session>> {
+        self.at(&self.key(name)?, name).map(|(session, _)| session)
     }
 }
 

@@ -1,12 +1,13 @@
 //! All images and sessions of a server, by name.
 
-use super::{Attached, Line, Owner, Request, Session, SessionId, Totals};
+use super::housekeeper::{Chore, Chores};
+use super::{Line, Owner, Request, Session, SessionId, Totals};
 use crate::base::{Image, Source};
 use crate::cow::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Full, Most, Party, Place, Stream, Tally};
 use crate::overlay::{Budget, Overlay, Pool};
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use crossbeam::channel::unbounded;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,23 +42,10 @@ pub struct Description {
 /// known that uses more than a few dozen.
 const MOST_LINES: usize = 256;
 
-/// After a look at all sessions the housekeeper rests for so many times as long as it took,
-const REST: u32 = 20;
-/// but never longer than this.
-const LONGEST_REST: Duration = Duration::from_millis(100);
+/// Where a named session is: its image's place among the sources, and its id.
+pub(super) type Key = (usize, SessionId);
 
-pub(super) type Named = HashMap<(usize, SessionId), (Arc<Session>, Place)>;
-
-/// Work for the housekeeper.
-#[derive(Debug)]
-enum Chore {
-    /// A session nobody is in any more, to be taken apart at leisure.
-    End(Arc<Session>),
-    /// A session that has left something behind: its overlay is to be tidied.
-    Tidy(Arc<Session>),
-    /// A named session was left, or the server stops: look at the time again.
-    Look,
-}
+pub(super) type Named = HashMap<Key, (Arc<Session>, Place)>;
 
 /// All images and sessions of a server.
 #[derive(Debug)]
@@ -65,15 +53,15 @@ pub struct Registry {
     sources: Vec<Source>,
     pool: Arc<Pool>,
     total: Arc<Budget>,
-    limits: Limits,
+    pub(super) limits: Limits,
     sessions: Arc<Tally>,
     named: Mutex<Named>,
     /// Sessions of one connection each, by their serial numbers, with their images' places among the sources.
     private: Mutex<HashMap<u64, (usize, Arc<Session>)>>,
     /// What went over connections that are closed.
     past: Mutex<Totals>,
-    chores: (Sender<Chore>, Receiver<Chore>),
-    stopping: AtomicBool,
+    pub(super) chores: Chores,
+    pub(super) stopping: AtomicBool,
 }
 
 impl Registry {
@@ -166,59 +154,55 @@ impl Registry {
         Ok(describe(source, id.as_ref(), &image))
     }
 
-    /// The named session `name`, `IMAGE@ID`.
+    /// Which image's and which session's `name` is, `IMAGE@ID`.
     ///
     /// # Errors
-    /// `NotFound` when there is none, or no such image; `Invalid` when the session's id is none.
-    pub fn find(&self, name: &str) -> Result<Arc<Session>> {
-        self.find_with_key(name).map(|(session, ..)| session)
+    /// `NotFound` when there is no such image, `Invalid` when nobody's session can be called so.
+    pub(super) fn key(&self, name: &str) -> Result<Key> {
+        let Wanted { index, id, must_exist, .. } = self.look_up(name)?;
+        let none = || Error::new(ErrorKind::Invalid, "Not the name of a session:").on(name).advise(ASK);
+        Ok((index, id.filter(|_| !must_exist).ok_or_else(none)?))
     }
 
-    /// The same, with which image's it is and who has its place.
-    pub(super) fn find_with_key(&self, name: &str) -> Result<(Arc<Session>, usize, Party)> {
-        let Wanted { index, id, .. } = self.look_up(name)?;
+    /// The session in the map of the named ones at `key`, which `name` stands for, and who is counted as its maker.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none.
+    pub(super) fn at(&self, key: &Key, name: &str) -> Result<(Arc<Session>, Party)> {
         let named = self.named();
-        let found = id.and_then(|id| named.get(&(index, id)));
-        let found = found.map(|(session, place)| (Arc::clone(session), index, place.party()));
-        found.ok_or_else(|| no_such_session(name))
+        let (session, place) = named.get(key).ok_or_else(|| unknown(name))?;
+        Ok((Arc::clone(session), place.party()))
     }
 
-    /// A new named session, made by `make` with a budget of at most `limit` bytes of data.
+    /// A new named session for somebody who is going to enter it, made by `make` with a budget: `memory` bytes of data, or
+    /// the usual ones. It stays until it was entered and left again, or ended; `party` is counted as its maker.
+    ///
+    /// # Errors
+    /// `InUse` when there is one at `key`, which `name` stands for; `Denied` when there are as many sessions as there may
+    /// be; `OutOfSpace` when there is no memory for it.
     pub(super) fn add(
         &self,
-        (index, name): (usize, &str),
+        (key, name): (Key, &str),
         party: Party,
-        limit: u64,
+        memory: Option<u64>,
         make: impl FnOnce(Budget) -> Session,
     ) -> Result<Arc<Session>> {
-        let Wanted { index: of, id, .. } = self.look_up(name)?;
-        let invalid = |what| Error::new(ErrorKind::Invalid, what).on(name);
-        let id = id.ok_or_else(|| invalid("Not the name of a session:").advise("call it IMAGE@ID"))?;
-        if of != index {
-            return Err(invalid("A fork is on the same image, and cannot be called"));
-        }
-        let key = (index, id);
-        let taken = || Error::new(ErrorKind::InUse, "There is a session").on(name).advise("use another name");
+        let taken = || {
+            let error = Error::new(ErrorKind::InUse, "There is such a session already:").on(name);
+            error.advise("choose another id")
+        };
         if self.named().contains_key(&key) {
             return Err(taken());
         }
-        let place = self.sessions.enter(party).map_err(too_many)?;
-        let session = Arc::new(make(self.budget(limit)?));
+        let (budget, place) = self.room(party, memory)?;
+        // Not under the lock on the map: it may have to wait for a turn.
+        let session = Arc::new(make(budget));
         session.attached().awaited = true;
         match self.named().entry(key) {
             Entry::Occupied(_) => return Err(taken()),
             Entry::Vacant(vacant) => vacant.insert((Arc::clone(&session), place)),
         };
         Ok(session)
-    }
-
-    fn budget(&self, limit: u64) -> Result<Budget> {
-        Budget::within(&self.total, limit).map_err(|kind| Error::new(kind, "The server's memory is used up"))
-    }
-
-    /// Has what a session has left behind taken apart in the background.
-    pub(super) fn tidy_later(&self, session: Arc<Session>) {
-        self.give(Chore::Tidy(session));
     }
 
     pub(super) fn look_up(&self, export_name: &str) -> Result<Wanted<'_>> {
@@ -272,7 +256,7 @@ impl Registry {
     /// looks, and changes nothing about whose it is or how long it stays.
     fn enter(
         &self,
-        key: (usize, SessionId),
+        key: Key,
         image: Option<Arc<Image>>,
         export_name: &str,
         stream: &Stream,
@@ -314,22 +298,22 @@ impl Registry {
     }
 
     fn make_session(&self, image: Arc<Image>, stream: &Stream) -> Result<(Arc<Session>, Place)> {
-        let (device, place) = self.make_device(image, Party::of(stream.peer()), None)?;
-        Ok((Arc::new(Session::new(device, Owner::of(stream.peer()))), place))
+        let (budget, place) = self.room(Party::of(stream.peer()), None)?;
+        Ok((Arc::new(Session::new(self.blank(image, budget), Owner::of(stream.peer()))), place))
     }
 
-    /// An empty device over `image`, with a limit of its own if `memory` says so, and a place for a session of `party`.
-    pub(super) fn make_device(
-        &self,
-        image: Arc<Image>,
-        party: Party,
-        memory: Option<u64>,
-    ) -> Result<(Device, Place)> {
+    /// A budget and a place for one more session of `party`, which may hold `memory` bytes of data, or the usual ones.
+    fn room(&self, party: Party, memory: Option<u64>) -> Result<(Budget, Place)> {
         let place = self.sessions.enter(party).map_err(too_many)?;
-        let budget = self.budget(memory.unwrap_or(self.limits.session_memory))?;
+        let budget = Budget::within(&self.total, memory.unwrap_or(self.limits.session_memory))
+            .map_err(|kind| Error::new(kind, "The server's memory is used up"))?;
+        Ok((budget, place))
+    }
+
+    /// A device that is `image` still.
+    pub(super) fn blank(&self, image: Arc<Image>, budget: Budget) -> Device {
         let blocks = self.pool.block_size().blocks_for(image.size());
-        let overlay = Overlay::new(blocks, Arc::clone(&self.pool), budget);
-        Ok((Device::new(image, overlay), place))
+        Device::new(image, Overlay::new(blocks, Arc::clone(&self.pool), budget))
     }
 
     fn leave(&self, session: &Arc<Session>, line: &Arc<Line>, named: bool) {
@@ -356,78 +340,10 @@ impl Registry {
         }
     }
 
-    fn give(&self, chore: Chore) {
-        // The receiver lives as long as the sender.
-        let _ = self.chores.0.send(chore);
-    }
-
-    /// The housekeeper's life, until [`Registry::stop`]: ends sessions nobody is in, and takes them apart.
-    pub fn keep_house(&self) {
-        while !self.stopping.load(Ordering::Relaxed) {
-            let began = Instant::now();
-            let wait = self.end_idle(began).unwrap_or(Duration::from_secs(3600));
-            // Where sessions are many, a look at all of them takes long, and whoever attaches waits for it: so it is not
-            // done again and again while clients come and go.
-            std::thread::sleep((began.elapsed() * REST).min(LONGEST_REST));
-            let mut chore = self.chores.1.recv_timeout(wait);
-            // All that have come, before all sessions are looked at again.
-            loop {
-                match chore {
-                    Ok(Chore::End(session)) => drop(session),
-                    Ok(Chore::Tidy(session)) => session.device.overlay().tidy(),
-                    Ok(Chore::Look) => {}
-                    Err(RecvTimeoutError::Timeout) => break,
-                    Err(RecvTimeoutError::Disconnected) => return,
-                }
-                chore = self.chores.1.recv_timeout(Duration::ZERO);
-            }
-        }
-    }
-
-    /// Ends the named sessions that nobody is in for longer than the linger time; returns the time to the next end.
-    pub(super) fn end_idle(&self, now: Instant) -> Option<Duration> {
-        let mut ended = Vec::new();
-        let mut next: Option<Duration> = None;
-        let mut named = self.named();
-        named.retain(|_, (session, _)| {
-            let attached = session.attached();
-            let Attached { lines, left, awaited, .. } = &*attached;
-            if !lines.is_empty() || *awaited {
-                return true;
-            }
-            let remaining = (*left + self.limits.linger).saturating_duration_since(now);
-            if remaining.is_zero() {
-                ended.push(Arc::clone(session));
-                return false;
-            }
-            next = Some(next.map_or(remaining, |next| next.min(remaining)));
-            true
-        });
-        drop(named);
-        next
-    }
-
     /// How many named sessions there are.
     #[cfg(test)]
     pub(super) fn named_sessions(&self) -> usize {
         self.named().len()
-    }
-
-    /// Refuses new sessions, and ends [`Registry::keep_house`].
-    pub fn stop(&self) {
-        self.stopping.store(true, Ordering::Relaxed);
-        self.give(Chore::Look);
-    }
-
-    /// Ends all sessions that nobody is in, whatever their linger time.
-    pub fn end_all(&self) {
-        self.named().clear();
-        self.chores.1.try_iter().for_each(drop);
-        // What was just taken may have been the very chore by which a housekeeper that still sleeps was to hear of the
-        // stop, and without it he would sleep for an hour.
-        if self.stopping.load(Ordering::Relaxed) {
-            self.give(Chore::Look);
-        }
     }
 }
 
@@ -441,9 +357,17 @@ pub(super) struct Wanted<'a> {
     pub(super) must_exist: bool,
 }
 
+/// For a client, who knows nothing of the server's other sessions.
 fn no_such_session(export_name: &str) -> Error {
     Error::new(ErrorKind::NotFound, "No such session").on(export_name)
 }
+
+/// For those who look after the server.
+pub(super) fn unknown(name: &str) -> Error {
+    Error::new(ErrorKind::NotFound, "No such session:").on(name).advise(ASK)
+}
+
+const ASK: &str = "'memdev ps' lists the sessions";
 
 fn too_many(full: Full) -> Error {
     let advice = match full {

@@ -235,9 +235,15 @@ fn checkpoints_have_names_and_an_order() {
     assert_eq!(kind(registry.checkpoint("root@x", "a b").map(drop)), ErrorKind::Invalid);
     assert_eq!(kind(registry.rollback("root@x", "b")), ErrorKind::NotFound);
     assert_eq!(kind(registry.drop_checkpoint("root@x", "b")), ErrorKind::NotFound);
-    for nobody in ["root@y", "other@x", "nothing@x", "root"] {
-        assert_eq!(kind(registry.reset(nobody)), ErrorKind::NotFound);
-        assert_eq!(kind(registry.checkpoint(nobody, "b").map(drop)), ErrorKind::NotFound);
+    for (nobody, why) in [
+        ("root@y", ErrorKind::NotFound),
+        ("other@x", ErrorKind::NotFound),
+        ("nothing@x", ErrorKind::NotFound),
+        ("root", ErrorKind::Invalid),
+        ("root@x?", ErrorKind::Invalid),
+    ] {
+        assert_eq!(kind(registry.reset(nobody)), why, "{nobody}");
+        assert_eq!(kind(registry.checkpoint(nobody, "b").map(drop)), why, "{nobody}");
     }
     assert_eq!(registry.rollback("root@x", "b").unwrap_err().to_string(), "No such checkpoint: b");
 }

@@ -47,6 +47,7 @@ const CALLS: &[(&str, &str, &str, &str, u16)] = &[
     (POINTS, "POST", "/v1/sessions/base@none/checkpoints", r#"{"name":"one"}"#, 404),
     (POINTS, "POST", "/v1/sessions/base@:1/checkpoints", r#"{"name":"one"}"#, 501),
     (POINTS, "GET", "/v1/sessions/base@used/checkpoints", "", 200),
+    (POINTS, "GET", "/v1/sessions/base/checkpoints", "", 400),
     (POINTS, "GET", "/v1/sessions/base@none/checkpoints", "", 404),
     (POINTS, "GET", "/v1/sessions/base@:1/checkpoints", "", 501),
     (
@@ -67,6 +68,7 @@ const CALLS: &[(&str, &str, &str, &str, u16)] = &[
     ("/v1/sessions/{name}/rollback", "POST", "/v1/sessions/base@:1/rollback", r#"{"checkpoint":"one"}"#, 501),
     (POINT, "DELETE", "/v1/sessions/base@used/checkpoints/one", "", 204),
     (POINT, "DELETE", "/v1/sessions/base@used/checkpoints/one", "", 404),
+    (POINT, "DELETE", "/v1/sessions/base/checkpoints/one", "", 400),
     (POINT, "DELETE", "/v1/sessions/base@:1/checkpoints/one", "", 501),
     ("/v1/sessions/{name}/reset", "POST", "/v1/sessions/base@used/reset", "", 200),
     ("/v1/sessions/{name}/reset", "POST", "/v1/sessions/base@used/reset", r#"{"to":"one"}"#, 400),
@@ -119,15 +121,21 @@ fn every_call_of_the_document_is_answered_as_it_says() {
     call(FORK, "POST", "/v1/sessions/base@used/fork", "", 403);
     // Two workers' worth of memory is all there is: not even a session has room.
     let tight = House::with(&["--memory", "4096"]);
-    for _ in 0..3 {
-        assert_eq!(tight.ask("POST", "/v1/sessions", "").status, 201);
+    tight.create(r#"{"id":"x"}"#);
+    let new = |_| String::new();
+    let point = |turn| format!(r#"{{"name":"{turn}"}}"#);
+    let calls: [(&str, &str, fn(usize) -> String); 3] = [
+        (POINTS, "/v1/sessions/base@x/checkpoints", point),
+        ("/v1/sessions", "/v1/sessions", new),
+        (FORK, "/v1/sessions/base@x/fork", new),
+    ];
+    for (template, path, body) in calls {
+        let mut answers = (0..).map(|turn| tight.ask("POST", path, &body(turn)));
+        let full = answers.find(|answer| answer.status != 201).expect("memory ends");
+        assert_eq!((full.status, full.kind().as_str()), (507, "out-of-space"), "{path}");
+        check(&document, &document["components"]["schemas"]["Failure"], &full.json(), path);
+        called.insert((template.to_owned(), "POST".to_owned(), "507".to_owned()));
     }
-    let full = std::iter::from_fn(|| Some(tight.ask("POST", "/v1/sessions", "")))
-        .find(|answer| answer.status != 201);
-    let full = full.expect("memory ends");
-    assert_eq!((full.status, full.kind().as_str()), (507, "out-of-space"));
-    check(&document, &document["components"]["schemas"]["Failure"], &full.json(), "507");
-    called.insert(("/v1/sessions".to_owned(), "POST".to_owned(), "507".to_owned()));
 
     for (path, method) in operations(&document) {
         let responses = &document["paths"][&path][method.to_lowercase()]["responses"];

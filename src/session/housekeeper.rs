@@ -1,0 +1,101 @@
+//! Who ends the sessions that nobody is in any more, and takes apart what they leave behind, so that no worker has to.
+
+use super::{Attached, Registry, Session};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// After a look at all sessions the housekeeper rests for so many times as long as it took,
+const REST: u32 = 20;
+/// but never longer than this.
+const LONGEST_REST: Duration = Duration::from_millis(100);
+
+/// Work for the housekeeper.
+#[derive(Debug)]
+pub(super) enum Chore {
+    /// A session nobody is in any more, to be taken apart at leisure.
+    End(Arc<Session>),
+    /// A session that has left something behind: its overlay is to be tidied.
+    Tidy(Arc<Session>),
+    /// A named session was left, or the server stops: look at the time again.
+    Look,
+}
+
+/// What is to be done, from all who find something and for the one who does it.
+pub(super) type Chores = (Sender<Chore>, Receiver<Chore>);
+
+impl Registry {
+    /// Has what a session has left behind taken apart in the background.
+    pub(super) fn tidy_later(&self, session: Arc<Session>) {
+        self.give(Chore::Tidy(session));
+    }
+
+    pub(super) fn give(&self, chore: Chore) {
+        // The receiver lives as long as the sender.
+        let _ = self.chores.0.send(chore);
+    }
+
+    /// The housekeeper's life, until [`Registry::stop`]: ends sessions nobody is in, and takes them apart.
+    pub fn keep_house(&self) {
+        while !self.stopping.load(Ordering::Relaxed) {
+            let began = Instant::now();
+            let wait = self.end_idle(began).unwrap_or(Duration::from_secs(3600));
+            // Where sessions are many, a look at all of them takes long, and whoever attaches waits for it: so it is not
+            // done again and again while clients come and go.
+            std::thread::sleep((began.elapsed() * REST).min(LONGEST_REST));
+            let mut chore = self.chores.1.recv_timeout(wait);
+            // All that have come, before all sessions are looked at again.
+            loop {
+                match chore {
+                    Ok(Chore::End(session)) => drop(session),
+                    Ok(Chore::Tidy(session)) => session.device.overlay().tidy(),
+                    Ok(Chore::Look) => {}
+                    Err(RecvTimeoutError::Timeout) => break,
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
+                chore = self.chores.1.recv_timeout(Duration::ZERO);
+            }
+        }
+    }
+
+    /// Ends the named sessions that nobody is in for longer than the linger time; returns the time to the next end.
+    pub(super) fn end_idle(&self, now: Instant) -> Option<Duration> {
+        let mut ended = Vec::new();
+        let mut next: Option<Duration> = None;
+        let mut named = self.named();
+        named.retain(|_, (session, _)| {
+            let attached = session.attached();
+            let Attached { lines, left, awaited, .. } = &*attached;
+            if !lines.is_empty() || *awaited {
+                return true;
+            }
+            let remaining = (*left + self.limits.linger).saturating_duration_since(now);
+            if remaining.is_zero() {
+                ended.push(Arc::clone(session));
+                return false;
+            }
+            next = Some(next.map_or(remaining, |next| next.min(remaining)));
+            true
+        });
+        drop(named);
+        next
+    }
+
+    /// Refuses new sessions, and ends [`Registry::keep_house`].
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        self.give(Chore::Look);
+    }
+
+    /// Ends all sessions that nobody is in, whatever their linger time.
+    pub fn end_all(&self) {
+        self.named().clear();
+        self.chores.1.try_iter().for_each(drop);
+        // What was just taken may have been the very chore by which a housekeeper that still sleeps was to hear of the
+        // stop, and without it he would sleep for an hour.
+        if self.stopping.load(Ordering::Relaxed) {
+            self.give(Chore::Look);
+        }
+    }
+}
