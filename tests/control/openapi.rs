@@ -122,16 +122,17 @@ fn every_call_of_the_document_is_answered_as_it_says() {
     // Two workers' worth of memory is all there is: not even a session has room.
     let tight = House::with(&["--memory", "4096"]);
     tight.create(r#"{"id":"x"}"#);
-    let new = |_| String::new();
-    let point = |turn| format!(r#"{{"name":"{turn}"}}"#);
-    let calls: [(&str, &str, fn(usize) -> String); 3] = [
-        (POINTS, "/v1/sessions/base@x/checkpoints", point),
-        ("/v1/sessions", "/v1/sessions", new),
-        (FORK, "/v1/sessions/base@x/fork", new),
-    ];
-    for (template, path, body) in calls {
+    let fill = |path: &str, named: bool| {
+        let body = |turn| if named { format!(r#"{{"name":"{turn}"}}"#) } else { String::new() };
         let mut answers = (0..).map(|turn| tight.ask("POST", path, &body(turn)));
-        let full = answers.find(|answer| answer.status != 201).expect("memory ends");
+        answers.find(|answer| answer.status != 201).expect("memory ends")
+    };
+    for (template, path) in [
+        (POINTS, "/v1/sessions/base@x/checkpoints"),
+        ("/v1/sessions", "/v1/sessions"),
+        (FORK, "/v1/sessions/base@x/fork"),
+    ] {
+        let full = fill(path, template == POINTS);
         assert_eq!((full.status, full.kind().as_str()), (507, "out-of-space"), "{path}");
         check(&document, &document["components"]["schemas"]["Failure"], &full.json(), path);
         called.insert((template.to_owned(), "POST".to_owned(), "507".to_owned()));
