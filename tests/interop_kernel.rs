@@ -229,6 +229,36 @@ fn memdev_attaches_by_both_backends_linux_6_12() {
     memdev_attaches("6.12");
 }
 
+/// `memdev run` on devices of the kernel's own driver; see the job.
+fn private_roots(kernel: &str) {
+    let _turn = turn();
+    let dir = scratch();
+    let root = cold_root(dir.path());
+    let before = root.fingerprint();
+    let disk = Image::empty(dir.path().join("disk.img"), 32 * MIB).path;
+    run("sh", ["-c", &format!("echo start=2048,type=83 | sfdisk -q '{}'", disk.display())]);
+    let server = tcp_server(&root);
+    Vm::job(kernel, "run.sh")
+        .memdev(dir.path())
+        .add(&disk, "/disk.img")
+        .option("--module", "loop")
+        .option("--module", "fuse")
+        .port("PORT", &server)
+        .succeed();
+    assert_eq!(root.fingerprint(), before);
+    server.stop();
+}
+
+#[test]
+fn private_roots_on_the_kernels_driver_linux_6_1() {
+    private_roots("6.1");
+}
+
+#[test]
+fn private_roots_on_the_kernels_driver_linux_6_12() {
+    private_roots("6.12");
+}
+
 /// A copy of the Debian root image that machines boot from, of which nothing is in memory.
 fn cold_root(dir: &Path) -> Image {
     let golden = std::env::var("MEMDEV_ROOT_IMAGE").expect(
