@@ -12,7 +12,7 @@ use super::command::Order;
 use super::device::Disk;
 use super::plan::{Actor, Plan, Step};
 use super::record::{Session, Written};
-use super::signals::{self, Signals};
+use super::signals::Signals;
 use super::terminal::{self, Relay};
 use super::{Ended, Run, child, ids, init, mounter, talk};
 use crate::attach::control;
@@ -106,7 +106,7 @@ pub(super) fn may_begin() -> Result<()> {
 pub(super) fn catch() -> Result<Signals> {
     let mut caught = SENT_ON.to_vec();
     // Who started this with a signal ignored wants it to be survived (nohup).
-    caught.retain(|&signal| !signals::is_ignored(signal));
+    caught.retain(|&signal| !crate::sys::process::is_ignored(signal));
     caught.push(SIGWINCH);
     Signals::catch(&caught).map_err(|error| Error::io("Cannot watch for signals", error))
 }

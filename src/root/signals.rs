@@ -63,14 +63,6 @@ impl Drop for Signals {
     }
 }
 
-/// Whether this process was started with `signal` ignored.
-pub(super) fn is_ignored(signal: i32) -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
-    mask >> (signal - 1) & 1 == 1
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

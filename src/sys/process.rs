@@ -1,5 +1,5 @@
 //! What a process does to itself, or makes of itself, and cannot be made safe in general: closing descriptors whose owners
-//! it does not know, leaving namespaces, and becoming two.
+//! it does not know, leaving namespaces, and becoming two; and what it was started with.
 //!
 //! # Safety
 //! All of it is for processes with one thread: those that have just begun, and those that make a private root, which look
@@ -127,6 +127,15 @@ pub(crate) fn leave_keyring() {
     unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0_usize) };
 }
 
+/// Whether this process was started with `signal` ignored, as nohup does.
+#[must_use]
+pub fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask >> (signal - 1) & 1 == 1
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -135,5 +144,12 @@ mod tests {
     fn threads_are_counted() {
         // The test harness has one of its own.
         assert!((2..1000).contains(&threads()));
+    }
+
+    #[test]
+    fn ignored_signals_are_known() {
+        // Rust's runtime ignores this one; nobody can ignore the other.
+        assert!(is_ignored(signal_hook::consts::SIGPIPE));
+        assert!(!is_ignored(signal_hook::consts::SIGKILL));
     }
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 
 use crossbeam::channel::{Receiver, bounded, select};
+use memdev::sys::process::is_ignored;
 use memdev::{Error, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
@@ -70,24 +71,5 @@ impl StopSignal {
             recv(self.0) -> signal => signal.unwrap_or("a failure of the signal thread"),
             recv(over) -> _ => "the end of its connection",
         }
-    }
-}
-
-/// Whether this process was started with `signal` ignored.
-fn is_ignored(signal: i32) -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
-    mask >> (signal - 1) & 1 == 1
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rust_ignores_sigpipe_and_nothing_ignores_sigkill() {
-        assert!(is_ignored(signal_hook::consts::SIGPIPE));
-        assert!(!is_ignored(signal_hook::consts::SIGKILL));
     }
 }
