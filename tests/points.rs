@@ -13,7 +13,7 @@ use std::time::Duration;
 use memdev::handshake::Knobs;
 use memdev::net::{Address, Listener};
 use memdev::overlay::BlockSize;
-use memdev::session::Registry;
+use memdev::session::{Heir, Registry};
 use memdev::worker::{Limits, Server, ServerConfig};
 use tempfile::TempDir;
 
@@ -172,7 +172,7 @@ fn checkpoints_and_forks_under_load_are_of_one_moment() {
             if turn % 2 == 0 {
                 house.registry.checkpoint("root@log", &format!("c{turn}")).unwrap();
             } else {
-                house.registry.fork("root@log", &format!("root@f{turn}")).unwrap();
+                house.registry.fork("root@log", &format!("root@f{turn}"), Heir::Owner).unwrap();
             }
             let behind = log.lock().unwrap().next;
             watermarks.push((turn, before, behind));
@@ -229,7 +229,7 @@ fn a_rollback_under_load_takes_back_all_or_nothing_of_a_record() {
             }
             behind = log.lock().unwrap().next;
             // Of one moment, which what is being written to is not for a reader.
-            house.registry.fork("root@log", &format!("root@f{turn}")).unwrap();
+            house.registry.fork("root@log", &format!("root@f{turn}"), Heir::Owner).unwrap();
             let records = records(&mut house.attach(&format!("root@f{turn}")));
             assert!(records.iter().all(|(number, _)| *number >= acknowledged), "what was there is gone");
         }
@@ -324,7 +324,7 @@ fn forks_share_what_they_have_in_common() {
     let used = || house.registry.total().data() + house.registry.total().map();
     let before = used();
     for fork in 0..1000 {
-        house.registry.fork("root@x", &format!("root@f{fork}")).unwrap();
+        house.registry.fork("root@x", &format!("root@f{fork}"), Heir::Owner).unwrap();
     }
     assert!(used() - before < 4 * MIB, "{}", used() - before);
     let mut fork = house.attach("root@f500");

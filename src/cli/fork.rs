@@ -30,7 +30,7 @@ pub(crate) struct ForkArgs {
 }
 
 pub(crate) fn run(args: ForkArgs) -> Result<(), Failure> {
-    let made = args.control.connect()?.fork(&args.session, &Fork { id: args.id })?;
+    let made = args.control.connect()?.fork(&args.session, &Fork { id: args.id, unclaimed: false })?;
     let text = if args.json { json(&made)? } else { super::new::uri(&made) };
     Ok(super::print(&text)?)
 }

@@ -260,6 +260,9 @@ pub struct Fork {
     /// Its id; without, 128 random bits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
+    /// It belongs to whoever connects to it first, and not to whom the other belongs to.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unclaimed: bool,
 }
 
 /// Nothing to say.

@@ -5,7 +5,7 @@ use super::http::Response;
 use super::model::{Checkpoint, Checkpoints, Fork, NewCheckpoint, Rollback};
 use super::routes::{detail, new_id, parse};
 use crate::error::{Error, ErrorKind, Result};
-use crate::session;
+use crate::session::{self, Heir};
 use std::time::UNIX_EPOCH;
 
 /// Behind a session's path: what is done with it. `None` where there is nothing.
@@ -81,11 +81,12 @@ fn reset(subject: &Subject, session: &str, body: &[u8]) -> Result<Response> {
 
 fn fork(subject: &Subject, session: &str, body: &[u8]) -> Result<Response> {
     shared(session)?;
-    let Fork { id } = parse(body)?;
+    let Fork { id, unclaimed } = parse(body)?;
     let id = new_id(id)?;
     let image = session.split('@').next().unwrap_or_default();
     let new = format!("{image}@{id}");
-    subject.registry.fork(session, &new)?;
+    let heir = if unclaimed { Heir::FirstComer } else { Heir::Owner };
+    subject.registry.fork(session, &new, heir)?;
     Ok(Response::json(201, &detail(subject, &subject.registry.session(&new)?)))
 }
 

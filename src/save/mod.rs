@@ -74,16 +74,14 @@ pub enum Format {
     Qcow2Over(PathBuf),
 }
 
-/// Saves `source` as `path`. `progress` is told how many bytes of data are done, and how many there are.
+/// Is told how many bytes of data are done, and how many there are. What it fails with ends the saving.
+pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> Result<()>;
+
+/// Saves `source` as `path`.
 ///
 /// # Errors
-/// The source cannot be read, the file cannot be written, or `path` is the base itself.
-pub fn save(
-    source: &mut impl Source,
-    path: &Path,
-    format: &Format,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<()> {
+/// `progress` says so, the source cannot be read, the file cannot be written, or `path` is the base itself.
+pub fn save(source: &mut impl Source, path: &Path, format: &Format, progress: Progress<'_>) -> Result<()> {
     if let Format::Qcow2Over(base) = format
         && same_file(base, path)
     {
@@ -109,7 +107,7 @@ fn same_file(one: &Path, other: &Path) -> bool {
     id(one).is_some_and(|one| Some(one) == id(other))
 }
 
-fn raw(source: &mut impl Source, target: &mut Target, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+fn raw(source: &mut impl Source, target: &mut Target, progress: Progress<'_>) -> Result<()> {
     let extents = source.extents(false)?;
     let data = extents.into_iter().filter(|extent| extent.kind == Kind::Data).map(|extent| extent.range);
     target.set_len(source.size())?;
@@ -121,11 +119,11 @@ fn copy(
     source: &mut impl Source,
     target: &mut Target,
     ranges: Vec<(u64, Range<u64>)>,
-    progress: &mut dyn FnMut(u64, u64),
+    progress: Progress<'_>,
 ) -> Result<()> {
     let total = ranges.iter().map(|(_, range)| range.end - range.start).sum();
     let (mut done, mut buffer) = (0, Vec::new());
-    progress(done, total);
+    progress(done, total)?;
     for (mut to, range) in ranges {
         let mut at = range.start;
         while at < range.end {
@@ -135,7 +133,7 @@ fn copy(
             source.read(at, &mut buffer)?;
             target.write(to, &buffer)?;
             (at, to, done) = (at + length, to + length, done + length);
-            progress(done, total);
+            progress(done, total)?;
         }
     }
     Ok(())

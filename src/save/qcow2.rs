@@ -6,7 +6,7 @@
 //! ```
 
 use super::target::Target;
-use super::{Kind, Source, clusters, copy};
+use super::{Kind, Progress, Source, clusters, copy};
 use crate::error::{Error, ErrorKind, Result};
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
@@ -110,7 +110,7 @@ pub(super) fn write(
     source: &mut impl Source,
     target: &mut Target,
     backing: Option<&Path>,
-    progress: &mut dyn FnMut(u64, u64),
+    progress: Progress<'_>,
 ) -> Result<()> {
     let name = backing.map(|path| path.as_os_str().as_bytes());
     if name.is_some_and(|name| name.len() > 1023) {

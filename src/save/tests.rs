@@ -72,7 +72,11 @@ fn check(source: &mut Bytes) {
     for (name, format) in formats {
         let (file, mut last) = (path("saved"), None);
         // It takes the place of what was there.
-        save(source, &file, &format, &mut |done, all| last = Some((done, all))).unwrap();
+        save(source, &file, &format, &mut |done, all| {
+            last = Some((done, all));
+            Ok(())
+        })
+        .unwrap();
         assert!(last.is_some_and(|(done, all)| done == all), "{last:?}");
         if format == Format::Raw {
             assert!(std::fs::read(&file).unwrap() == source.data);
@@ -134,7 +138,7 @@ fn what_cannot_be_read_leaves_nothing() {
     let path = dir.path().join("saved");
     std::fs::write(&path, "what was there before").unwrap();
     for format in [Format::Raw, Format::Qcow2, Format::Qcow2Over("base".into())] {
-        assert_eq!(save(&mut Failing, &path, &format, &mut |_, _| {}).unwrap_err().kind(), ErrorKind::Io);
+        assert_eq!(save(&mut Failing, &path, &format, &mut |_, _| Ok(())).unwrap_err().kind(), ErrorKind::Io);
     }
     assert_eq!(std::fs::read(&path).unwrap(), b"what was there before");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
@@ -148,10 +152,11 @@ fn the_base_is_never_replaced() {
     std::os::unix::fs::symlink(&base, &link).unwrap();
     let mut source = Bytes::new(vec![Kind::Data], 4096);
     for path in [&base, &link] {
-        let error = save(&mut source, path, &Format::Qcow2Over(base.clone()), &mut |_, _| {}).unwrap_err();
+        let error =
+            save(&mut source, path, &Format::Qcow2Over(base.clone()), &mut |_, _| Ok(())).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid);
     }
     assert_eq!(std::fs::read(&base).unwrap(), [1; 4096]);
-    let folder = save(&mut source, dir.path(), &Format::Raw, &mut |_, _| {}).unwrap_err();
+    let folder = save(&mut source, dir.path(), &Format::Raw, &mut |_, _| Ok(())).unwrap_err();
     assert!(folder.to_string().starts_with("Cannot write"), "{folder}");
 }

@@ -28,7 +28,7 @@ mod traffic;
 pub use census::{Found, Rates};
 pub use line::{Line, Turn, TurnGuard};
 pub use name::{Request, SessionId};
-pub use points::Checkpoint;
+pub use points::{Checkpoint, Heir};
 pub use registry::{Attachment, Description, Limits, Registry};
 pub use traffic::{Count, Histogram, Kind, Totals, Traffic};
 

@@ -13,7 +13,7 @@ use super::{Registry, Session, SessionId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::overlay::Snapshot;
 use std::collections::BTreeMap;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 /// What is known of a checkpoint.
@@ -25,6 +25,15 @@ pub struct Checkpoint {
     pub taken: SystemTime,
     /// Bytes of the blocks that it holds; the session, and other checkpoints, may hold them, too.
     pub data: u64,
+}
+
+/// Whom a fork belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heir {
+    /// Whom the session belongs to that it is made of.
+    Owner,
+    /// Whoever enters it first.
+    FirstComer,
 }
 
 impl Registry {
@@ -81,15 +90,15 @@ impl Registry {
         Ok(())
     }
 
-    /// Makes a new session, `new`, of the present state of `session`: on the same image, with the same owner and the same
-    /// limit, without its checkpoints. It pays for what is written to it from then on; what it has in common with `session`
+    /// Makes a new session, `new`, of the present state of `session`: on the same image, with the same limit, for `heir`,
+    /// without its checkpoints. It pays for what is written to it from then on; what it has in common with `session`
     /// is paid for by who wrote it. It stays until somebody has been in it and left it for the linger time, or it is ended.
     ///
     /// # Errors
     /// `NotFound` when there is no such session, `Invalid` when `new` is not the name of a session on the same image,
     /// `InUse` when there is such a session, `Denied` when there are as many as there may be, `OutOfSpace` when there is
     /// no memory for it.
-    pub fn fork(&self, session: &str, new: &str) -> Result<Arc<Session>> {
+    pub fn fork(&self, session: &str, new: &str, heir: Heir) -> Result<Arc<Session>> {
         let (from, to) = (self.key(session)?, self.key(new)?);
         if from.0 != to.0 {
             let error = Error::new(ErrorKind::Invalid, "A fork is on the same image, and cannot be called");
@@ -97,8 +106,12 @@ impl Registry {
         }
         let (parent, party) = self.at(&from, session)?;
         let limit = parent.device.overlay().budget().limit();
+        let owner = match heir {
+            Heir::Owner => parent.owner.clone(),
+            Heir::FirstComer => OnceLock::new(),
+        };
         self.add((to, new), party, Some(limit), |budget| {
-            Session::owned_by(parent.between_turns(|| parent.device.fork(budget)), parent.owner.clone())
+            Session::owned_by(parent.between_turns(|| parent.device.fork(budget)), owner)
         })
     }
 

@@ -255,7 +255,7 @@ fn a_fork_is_a_session_of_its_own_with_the_same_owner() {
     let (_a, one) = house.attach("root@x");
     write(&one, 7);
     registry.checkpoint("root@x", "a").unwrap();
-    let fork = registry.fork("root@x", "@y").unwrap();
+    let fork = registry.fork("root@x", "@y", Heir::Owner).unwrap();
     assert_eq!(fork.owner, one.session().owner);
     assert_eq!(registry.checkpoints("root@y").unwrap(), []);
     registry.reset("root@x").unwrap();
@@ -263,7 +263,7 @@ fn a_fork_is_a_session_of_its_own_with_the_same_owner() {
     assert!(is_written(&two) && !is_written(&one));
     assert!(Arc::ptr_eq(two.session(), &fork));
 
-    let kind = |from: &str, to: &str| registry.fork(from, to).unwrap_err().kind();
+    let kind = |from: &str, to: &str| registry.fork(from, to, Heir::Owner).unwrap_err().kind();
     assert_eq!(kind("root@x", "root@y"), ErrorKind::InUse);
     assert_eq!(kind("root@x", "other@z"), ErrorKind::Invalid);
     assert_eq!(kind("root@x", "root"), ErrorKind::Invalid);

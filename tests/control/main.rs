@@ -7,6 +7,7 @@ mod commands;
 mod openapi;
 mod owner;
 mod points;
+mod save;
 #[path = "../support/mod.rs"]
 mod support;
 mod traffic;
@@ -36,8 +37,13 @@ impl House {
     }
 
     pub(crate) fn with(args: &[&str]) -> Self {
+        Self::of(4 * MIB, args)
+    }
+
+    /// With an image of another size.
+    pub(crate) fn of(size: u64, args: &[&str]) -> Self {
         let (dir, sockets) = (scratch(), scratch());
-        let image = Image::random(dir.path().join("base.img"), 4 * MIB, 1);
+        let image = Image::random(dir.path().join("base.img"), size, 1);
         let control = sockets.path().join("control.sock");
         let server = Serve::image(&image)
             .args([std::ffi::OsStr::new("--control"), control.as_os_str()])

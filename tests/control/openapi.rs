@@ -74,7 +74,7 @@ const CALLS: &[(&str, &str, &str, &str, u16)] = &[
     ("/v1/sessions/{name}/reset", "POST", "/v1/sessions/base@used/reset", r#"{"to":"one"}"#, 400),
     ("/v1/sessions/{name}/reset", "POST", "/v1/sessions/base@none/reset", "", 404),
     ("/v1/sessions/{name}/reset", "POST", "/v1/sessions/base@:1/reset", "", 501),
-    (FORK, "POST", "/v1/sessions/base@used/fork", r#"{"id":"b"}"#, 201),
+    (FORK, "POST", "/v1/sessions/base@used/fork", r#"{"id":"b","unclaimed":true}"#, 201),
     (FORK, "POST", "/v1/sessions/base@used/fork", r#"{"id":"b"}"#, 409),
     (FORK, "POST", "/v1/sessions/base@used/fork", r#"{"id":"a/b"}"#, 400),
     (FORK, "POST", "/v1/sessions/base@none/fork", "", 404),
