@@ -82,7 +82,7 @@ impl Registry {
     }
 
     /// Makes a new session, `new`, of the present state of `session`: on the same image, with the same owner and the same
-    /// limit, without its checkpoints. It pays for what is written to it from then on; what it has in common with `session`
+    /// limits, without its checkpoints. It pays for what is written to it from then on; what it has in common with `session`
     /// is paid for by who wrote it. It stays until somebody has been in it and left it for the linger time, or it is ended.
     ///
     /// # Errors
@@ -98,7 +98,8 @@ impl Registry {
         let (parent, party) = self.at(&from, session)?;
         let limit = parent.device.overlay().budget().limit();
         self.add((to, new), party, Some(limit), |budget| {
-            Session::owned_by(parent.between_turns(|| parent.device.fork(budget)), parent.owner.clone())
+            let device = parent.between_turns(|| parent.device.fork(budget));
+            Session::owned_by(device, parent.owner.clone(), parent.pace.caps())
         })
     }
 
