@@ -7,6 +7,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use memdev::handshake::Knobs;
 use memdev::net::{Address, Listener};
 use memdev::overlay::BlockSize;
+use memdev::session::Caps;
 use memdev::worker::{Limits, Server, ServerConfig};
 use std::io::{self, BufReader, BufWriter, Cursor, Read, Seek, SeekFrom, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -112,6 +113,7 @@ fn session(c: &mut Criterion) {
         workers: 1,
         memory: Some(SIZE),
         session_memory: None,
+        session_caps: Caps::default(),
         block_size: BlockSize::DEFAULT,
         linger: Duration::ZERO,
         knobs: Knobs::default(),

@@ -10,8 +10,8 @@ use memdev::handshake::Negotiated;
 use memdev::net::{Address, Listener, Most};
 use memdev::overlay::Magazine;
 use memdev::proto::{Command, CommandFlags, Cookie, Request, SIMPLE_REPLY_SIZE};
-use memdev::session::{Limits, Registry};
-use memdev::transmission::{Context, Flushed, Output, Pause, Transmission, Warm};
+use memdev::session::{Caps, Limits, Registry};
+use memdev::transmission::{Context, Flushed, Output, Pause, Share, Transmission, Warm};
 use std::io::{self, BufWriter, Cursor, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -92,6 +92,7 @@ impl Line {
             session_memory: 2 * SIZE,
             linger: Duration::ZERO,
             sessions: Most { all: 1, each: None },
+            caps: Caps::default(),
         };
         let (pool, total) = (Arc::clone(&memory.pool), Arc::clone(&memory.total));
         let registry = Registry::new(vec![source], Arc::clone(&pool), total, limits);
@@ -128,6 +129,7 @@ impl Line {
                 output: &mut self.output,
                 orders: &mut self.orders,
                 pieces: &mut self.pieces,
+                share: Share::ALL,
             };
             let (used, pause) = self.transmission.consume(&batch[at..], &mut cx);
             at += used;
@@ -143,7 +145,9 @@ impl Line {
             match pause {
                 Pause::Output | Pause::Turn => {}
                 Pause::Input => return taken,
-                Pause::Waiting | Pause::Over => unreachable!("warm pages, and a stream in step"),
+                Pause::Waiting | Pause::Paced(_) | Pause::Over => {
+                    unreachable!("warm pages, no caps, and a stream in step")
+                }
             }
         }
     }

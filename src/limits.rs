@@ -22,6 +22,17 @@ pub const REPLY_BYTES: u64 = 1 << 20;
 /// socket does not take of them stays with the connection, beside [`REPLY_BYTES`].
 pub const SEALED_BYTES: usize = 128 << 10;
 
+/// Requests of a connection that are in flight, unless its server is told otherwise: acted on, and their replies not given to the
+/// kernel yet. While there are so many, no further request is looked at. Far more than clients have: kernels and `qemu` 128 or
+/// fewer, benchmarks 256.
+pub const REQUESTS: usize = 1024;
+
+/// Requests that are done for a connection before others on its worker have a turn, if there are others.
+pub const TURN_REQUESTS: usize = 64;
+
+/// Bytes of requests, and of replies, after which others have a turn, if there are others.
+pub const TURN_BYTES: u64 = 256 << 10;
+
 /// Requests that wait for pages of the base image. While there are so many, no further request is looked at.
 pub const WAITING_REQUESTS: usize = 64;
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use memdev::handshake::Knobs;
 use memdev::net::{Address, Listener};
 use memdev::overlay::BlockSize;
-use memdev::session::{Heir, Registry};
+use memdev::session::{Caps, Heir, Registry};
 use memdev::worker::{Limits, Server, ServerConfig};
 use tempfile::TempDir;
 
@@ -36,6 +36,7 @@ fn house(image: &Image, dir: TempDir, memory: u64) -> House {
         workers: 2,
         memory: Some(memory),
         session_memory: None,
+        session_caps: Caps::default(),
         block_size: BlockSize::DEFAULT,
         linger: Duration::from_secs(600),
         knobs: Knobs::default(),

@@ -28,6 +28,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::handshake::Knobs;
 use crate::net::{Address, Listener};
 use crate::overlay::BlockSize;
+use crate::session::Caps;
 use crate::sys;
 use crate::worker::{Limits, Server, ServerConfig, default_budget};
 
@@ -175,6 +176,7 @@ impl Order {
             workers: connections.min(cpus),
             memory: Some(memory),
             session_memory: None,
+            session_caps: Caps::default(),
             block_size: BlockSize::DEFAULT,
             // It is the only one, and its name is known to nobody.
             linger: Duration::ZERO,

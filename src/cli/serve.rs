@@ -18,10 +18,11 @@ use memdev::Result;
 use memdev::handshake::Knobs;
 use memdev::net::Address;
 use memdev::overlay::BlockSize;
+use memdev::session::Caps;
 use memdev::worker::{Server, ServerConfig, default_budget};
 
 use super::image::{self, ImageArg};
-use super::{Failure, duration, size};
+use super::{Failure, duration, set, size};
 use confine::ConfineArgs;
 use limits::LimitArgs;
 use notify::Notifier;
@@ -73,6 +74,17 @@ pub(crate) struct Serve {
     /// Memory for what one session writes [default: as --memory]
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     session_memory: Option<u64>,
+
+    /// Requests a second of one session; 'none': as many as come
+    ///
+    /// Of all of its connections together. What is asked for beyond it waits, and nobody else is affected; 'memdev set'
+    /// changes it for one session.
+    #[arg(long, value_name = "N", default_value = "none", value_parser = set::iops)]
+    session_iops: u64,
+
+    /// Bytes a second that one session reads and writes; 'none': as many as come
+    #[arg(long, value_name = "SIZE", default_value = "none", value_parser = set::bandwidth)]
+    session_bandwidth: u64,
 
     /// Unit in which sessions take memory: a power of two from 4K to 1M
     #[arg(long, value_name = "SIZE", default_value = "4K", value_parser = block_size)]
@@ -159,6 +171,10 @@ impl Serve {
             workers: self.workers.and_then(|n| usize::try_from(n).ok()).unwrap_or_else(cpus),
             memory: Some(self.memory.unwrap_or_else(default_budget)),
             session_memory: self.session_memory,
+            session_caps: Caps {
+                iops: NonZero::new(self.session_iops),
+                bandwidth: NonZero::new(self.session_bandwidth),
+            },
             block_size: self.block_size,
             linger: self.linger,
             knobs: Knobs {

@@ -59,6 +59,12 @@ fn session_text(detail: &SessionDetail) -> String {
         let _ = writeln!(out, "    uri: {}", shown(uri));
     }
     append_memory(&mut out, &session.memory);
+    if let Some(iops) = session.caps.iops {
+        let _ = writeln!(out, "    cap: {iops} requests/s");
+    }
+    if let Some(bandwidth) = session.caps.bandwidth {
+        let _ = writeln!(out, "    cap: {}/s", human(bandwidth));
+    }
     append_traffic(&mut out, &session.requests, &session.bytes, latency);
     let rates = &session.rates;
     let _ = writeln!(

@@ -82,6 +82,8 @@ pub struct Session {
     pub size: u64,
     /// What it holds.
     pub memory: Memory,
+    /// How much it may be asked to do.
+    pub caps: Caps,
     /// What was asked for.
     pub requests: Requests,
     /// The bytes of that.
@@ -115,6 +117,15 @@ pub struct Memory {
     pub map: u64,
     /// Blocks that were overwritten or trimmed since, and that replies hold which a client does not take.
     pub pinned: u64,
+}
+
+/// How much a session may be asked to do in a second, by all of its connections together.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Caps {
+    /// Requests; null without a cap.
+    pub iops: Option<u64>,
+    /// Bytes that are read and written; null without a cap.
+    pub bandwidth: Option<u64>,
 }
 
 /// How many requests there were.
@@ -215,6 +226,12 @@ pub struct Change {
     /// Bytes of data that it may hold from now on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<u64>,
+    /// Requests that it may be asked for in a second from now on; 0 lifts the cap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iops: Option<u64>,
+    /// Bytes that may be read and written in a second from now on; 0 lifts the cap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<u64>,
 }
 
 /// The checkpoints of a session, the oldest first.

@@ -4,7 +4,7 @@ use super::Subject;
 use super::http::{Head, Response, status_of};
 use super::metrics;
 use super::model::{
-    Bytes, Change, Image, Latencies, Latency, Memory, NewSession, Rates, Requests, Server, Session,
+    Bytes, Caps, Change, Image, Latencies, Latency, Memory, NewSession, Rates, Requests, Server, Session,
     SessionDetail, Sessions, Used,
 };
 use super::points;
@@ -16,6 +16,7 @@ use crate::session::{Count, Found, Histogram, Kind, SessionId, Totals};
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::de::DeserializeOwned;
 use std::fmt::Write as _;
+use std::num::NonZeroU64;
 use std::sync::PoisonError;
 use std::time::Duration;
 
@@ -149,6 +150,12 @@ fn change(subject: &Subject, name: &str, change: &Change) -> Result<Response> {
     if let Some(memory) = change.memory {
         found.session.device().overlay().budget().set_limit(memory);
     }
+    if change.iops.is_some() || change.bandwidth.is_some() {
+        let mut caps = found.session.pace().caps();
+        caps.iops = change.iops.map_or(caps.iops, NonZeroU64::new);
+        caps.bandwidth = change.bandwidth.map_or(caps.bandwidth, NonZeroU64::new);
+        subject.registry.set_caps(&found.session, caps);
+    }
     Ok(Response::json(200, &detail(subject, &found)))
 }
 
@@ -200,6 +207,10 @@ fn session(subject: &Subject, found: &Found, totals: &Totals) -> Session {
         connections: session.connections() as u64,
         size: session.device().size(),
         memory: memory(session.device().overlay().budget()),
+        caps: Caps {
+            iops: session.pace().caps().iops.map(NonZeroU64::get),
+            bandwidth: session.pace().caps().bandwidth.map(NonZeroU64::get),
+        },
         requests: requests(totals),
         bytes: bytes(totals),
         rates: Rates {

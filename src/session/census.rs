@@ -186,7 +186,7 @@ impl Registry {
     pub fn create(&self, name: &str, party: Party, memory: Option<u64>) -> Result<Found> {
         let (index, id) = self.key(name)?;
         let image = self.sources()[index].current();
-        let make = |budget| Session::unclaimed(self.blank(image, budget));
+        let make = |budget| Session::unclaimed(self.blank(image, budget), self.limits.caps);
         let session = self.add(((index, id.clone()), name), party, memory, make)?;
         Ok(self.called(index, Some(&id), session))
     }

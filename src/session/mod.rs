@@ -21,6 +21,7 @@ mod census;
 mod housekeeper;
 mod line;
 mod name;
+mod pace;
 mod points;
 mod registry;
 mod traffic;
@@ -28,6 +29,7 @@ mod traffic;
 pub use census::{Found, Rates};
 pub use line::{Line, Turn, TurnGuard};
 pub use name::{Request, SessionId};
+pub use pace::{BURST, Caps, Pace, Reserved};
 pub use points::{Checkpoint, Heir};
 pub use registry::{Attachment, Description, Limits, Registry};
 pub use traffic::{Count, Histogram, Kind, Totals, Traffic};
@@ -95,6 +97,7 @@ pub struct Session {
     attached: Mutex<Attached>,
     samples: Mutex<Samples>,
     points: Mutex<Points>,
+    pace: Pace,
 }
 
 #[derive(Debug)]
@@ -109,16 +112,16 @@ struct Attached {
 }
 
 impl Session {
-    fn new(device: Device, owner: Owner) -> Self {
-        Self::owned_by(device, OnceLock::from(owner))
+    fn new(device: Device, owner: Owner, caps: Caps) -> Self {
+        Self::owned_by(device, OnceLock::from(owner), caps)
     }
 
     /// One that belongs to whoever enters it first.
-    fn unclaimed(device: Device) -> Self {
-        Self::owned_by(device, OnceLock::new())
+    fn unclaimed(device: Device, caps: Caps) -> Self {
+        Self::owned_by(device, OnceLock::new(), caps)
     }
 
-    fn owned_by(device: Device, owner: OnceLock<Owner>) -> Self {
+    fn owned_by(device: Device, owner: OnceLock<Owner>, caps: Caps) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let born = Instant::now();
         let attached = Attached { lines: Vec::new(), left: born, awaited: false, past: None };
@@ -130,6 +133,7 @@ impl Session {
             attached: Mutex::new(attached),
             samples: Mutex::new(Samples::since(born)),
             points: Mutex::default(),
+            pace: Pace::new(caps),
         }
     }
 
@@ -137,6 +141,12 @@ impl Session {
     #[must_use]
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// How much it may be asked to do in a second.
+    #[must_use]
+    pub fn pace(&self) -> &Pace {
+        &self.pace
     }
 
     fn attached(&self) -> MutexGuard<'_, Attached> {

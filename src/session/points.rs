@@ -90,7 +90,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Makes a new session, `new`, of the present state of `session`: on the same image, with the same limit, for `heir`,
+    /// Makes a new session, `new`, of the present state of `session`: on the same image, with the same limits, for `heir`,
     /// without its checkpoints. It pays for what is written to it from then on; what it has in common with `session`
     /// is paid for by who wrote it. It stays until somebody has been in it and left it for the linger time, or it is ended.
     ///
@@ -111,7 +111,8 @@ impl Registry {
             Heir::FirstComer => OnceLock::new(),
         };
         self.add((to, new), party, Some(limit), |budget| {
-            Session::owned_by(parent.between_turns(|| parent.device.fork(budget)), owner)
+            let device = parent.between_turns(|| parent.device.fork(budget));
+            Session::owned_by(device, owner, parent.pace.caps())
         })
     }
 

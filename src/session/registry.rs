@@ -1,7 +1,7 @@
 //! All images and sessions of a server, by name.
 
 use super::housekeeper::{Chore, Chores};
-use super::{Line, Owner, Request, Session, SessionId, Totals};
+use super::{Caps, Line, Owner, Request, Session, SessionId, Totals};
 use crate::base::{Image, Source};
 use crate::cow::Device;
 use crate::error::{Error, ErrorKind, Result};
@@ -10,8 +10,9 @@ use crate::overlay::{Budget, Overlay, Pool};
 use crossbeam::channel::unbounded;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What sessions may hold, and how long a named one stays when nobody is in it.
@@ -23,6 +24,8 @@ pub struct Limits {
     pub linger: Duration,
     /// How many sessions there may be, and how many that one party has made.
     pub sessions: Most,
+    /// How much one session may be asked to do in a second.
+    pub caps: Caps,
 }
 
 /// What a client may know of an export before it opens it.
@@ -62,6 +65,17 @@ pub struct Registry {
     past: Mutex<Totals>,
     pub(super) chores: Chores,
     pub(super) stopping: AtomicBool,
+    /// Has those asked again who wait because of their sessions' caps.
+    caps_changed: OnceLock<Callback>,
+}
+
+/// What to do when something happens.
+struct Callback(Box<dyn Fn() + Send + Sync>);
+
+impl fmt::Debug for Callback {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Callback")
+    }
 }
 
 impl Registry {
@@ -79,6 +93,7 @@ impl Registry {
             past: Mutex::default(),
             chores: unbounded(),
             stopping: AtomicBool::new(false),
+            caps_changed: OnceLock::new(),
         })
     }
 
@@ -98,6 +113,21 @@ impl Registry {
     #[must_use]
     pub fn total(&self) -> &Arc<Budget> {
         &self.total
+    }
+
+    /// Says what is to be done when a session's caps were changed: who waits because of them is to ask again. Only the first
+    /// that says so is heard.
+    pub fn when_caps_change(&self, act: impl Fn() + Send + Sync + 'static) {
+        // Said once, by the server that it is of.
+        let _ = self.caps_changed.set(Callback(Box::new(act)));
+    }
+
+    /// Changes how much `session` may be asked to do in a second. Requests that wait go on as the new caps have it.
+    pub fn set_caps(&self, session: &Session, caps: Caps) {
+        session.pace().set(caps);
+        if let Some(Callback(act)) = self.caps_changed.get() {
+            act();
+        }
     }
 
     /// How many sessions there are, and may be.
@@ -299,7 +329,10 @@ impl Registry {
 
     fn make_session(&self, image: Arc<Image>, stream: &Stream) -> Result<(Arc<Session>, Place)> {
         let (budget, place) = self.room(Party::of(stream.peer()), None)?;
-        Ok((Arc::new(Session::new(self.blank(image, budget), Owner::of(stream.peer()))), place))
+        Ok((
+            Arc::new(Session::new(self.blank(image, budget), Owner::of(stream.peer()), self.limits.caps)),
+            place,
+        ))
     }
 
     /// A budget and a place for one more session of `party`, which may hold `memory` bytes of data, or the usual ones.

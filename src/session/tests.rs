@@ -22,7 +22,12 @@ fn house(linger: Duration) -> House {
         Source::open(name, &path).unwrap()
     };
     let pool = Pool::new(8 << 20, BlockSize::DEFAULT).unwrap();
-    let limits = Limits { session_memory: 1 << 20, linger, sessions: Most { all: 100, each: None } };
+    let limits = Limits {
+        session_memory: 1 << 20,
+        linger,
+        sessions: Most { all: 100, each: None },
+        caps: Caps::default(),
+    };
     let registry = Registry::new(vec![source("root"), source("other")], pool, Budget::total(8 << 20), limits);
     let listener = Listener::bind(&Address::Unix(dir.path().join("socket"))).unwrap();
     House { registry, dir, listener }

@@ -25,10 +25,10 @@ pub use validate::MAX_PAYLOAD;
 
 use crate::cow::{Incoming, Piece, Remainder};
 use crate::handshake::Negotiated;
-use crate::limits::WAITING_REQUESTS;
+use crate::limits::{REQUESTS, TURN_BYTES, TURN_REQUESTS, WAITING_REQUESTS};
 use crate::overlay::{LongRead, Magazine};
 use crate::proto::{BadMagic, Command, ExtendedRequest, Request};
-use crate::session::{Attachment, Kind, Session};
+use crate::session::{Attachment, Kind, Reserved, Session};
 use crate::sys::KernelSpanMut;
 use act::conclude;
 use arrayvec::ArrayVec;
@@ -37,10 +37,26 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 use validate::{Action, MAX_STATUS_PAYLOAD, Refused, payload_length, validate, validate_status};
 
-/// Slices of long requests, and requests that look at much, that are done before others have a turn.
-const HEAVY_A_TURN: u32 = 8;
+/// What may be done for a connection before others have a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Requests.
+    pub requests: usize,
+    /// Bytes of replies, at the end of a request.
+    pub bytes: u64,
+    /// Slices of long requests, and requests that look at much.
+    pub heavy: u32,
+}
+
+impl Share {
+    /// Of a connection that has its worker for itself: batches as large as pays.
+    pub const ALL: Self = Self { requests: usize::MAX, bytes: u64::MAX, heavy: 8 };
+    /// Of one among others: some hundred microseconds, after which those are served who want little.
+    pub const FAIR: Self = Self { requests: TURN_REQUESTS, bytes: TURN_BYTES, heavy: 1 };
+}
 
 /// Base pages that must be in memory before a request can be done: an order to whoever may wait for a disk.
 #[derive(Debug)]
@@ -65,6 +81,8 @@ pub struct Context<'a> {
     pub orders: &'a mut Vec<Warm>,
     /// Scratch for the read at hand; empty between reads.
     pub pieces: &'a mut Vec<Piece>,
+    /// What may be done now.
+    pub share: Share,
 }
 
 /// Why no more can be done now.
@@ -78,6 +96,8 @@ pub enum Pause {
     Turn,
     /// Requests that were set aside must come back first.
     Waiting,
+    /// The next request must wait until then, as its session's caps have it.
+    Paced(Instant),
     /// The client said goodbye and everything is answered, or the stream is out of step.
     Over,
 }
@@ -142,6 +162,10 @@ pub struct Transmission {
     /// Those whose pages have come, and whether they could be read.
     back: VecDeque<(Aside, bool)>,
     next_ticket: u64,
+    /// Requests in flight, at most.
+    most: usize,
+    /// For the next request, which waits.
+    reserved: Option<Reserved>,
     /// Tells those who carry out its orders that it has ended.
     cancelled: Arc<AtomicBool>,
     /// The last write was a large one: the next probably is, too.
@@ -168,10 +192,19 @@ impl Transmission {
             waiting: Vec::new(),
             back: VecDeque::new(),
             next_ticket: 0,
+            most: REQUESTS,
+            reserved: None,
             cancelled: Arc::default(),
             bulk: false,
             over: false,
         }
+    }
+
+    /// With at most so many requests in flight, one at least: acted on, and their replies not given to the kernel yet.
+    #[must_use]
+    pub fn with_most_requests(mut self, most: usize) -> Self {
+        self.most = most.max(1);
+        self
     }
 
     /// The session it is about.
@@ -192,9 +225,10 @@ impl Transmission {
         let mut used = 0;
         // The base's length is asked for once a batch, when first needed: see `act`.
         let mut base_length = None;
-        let mut heavy = 0;
+        let (mut heavy, mut begun, waiting) = (0, 0, self.waiting.len());
+        let capped = self.attachment.session().pace().is_capped();
         let pause = loop {
-            if heavy >= HEAVY_A_TURN {
+            if heavy >= cx.share.heavy || begun >= cx.share.requests || cx.output.queued() >= cx.share.bytes {
                 break Pause::Turn;
             }
             if cx.output.is_full() {
@@ -223,8 +257,12 @@ impl Transmission {
             if self.over {
                 break if self.waiting.is_empty() { Pause::Over } else { Pause::Waiting };
             }
-            if self.waiting.len() >= WAITING_REQUESTS {
+            if self.waiting.len() >= WAITING_REQUESTS.min(self.most) {
                 break Pause::Waiting;
+            }
+            // What was begun in this turn is answered or waits, too; what was answered before has been sent.
+            if begun > 0 && begun + waiting >= self.most {
+                break Pause::Output;
             }
             let Some((request, rest)) = self.next_request(&input[used..]) else { break Pause::Input };
             let Ok(request) = request else {
@@ -233,6 +271,12 @@ impl Transmission {
                 self.abandon_waiting();
                 break Pause::Over;
             };
+            if (capped || self.reserved.is_some())
+                && let Some(until) = self.must_wait(&request)
+            {
+                break Pause::Paced(until);
+            }
+            begun += 1;
             used = input.len() - rest.len();
             heavy += u32::from(request.command == Command::BlockStatus);
             used += self.begin(&request, rest, &mut base_length, cx);
@@ -249,6 +293,18 @@ impl Transmission {
             let (header, rest) = input.split_first_chunk()?;
             Some((Request::parse(header).map(ExtendedRequest::from), rest))
         }
+    }
+
+    /// Until when the request must wait, as its session's caps have it.
+    fn must_wait(&mut self, request: &ExtendedRequest) -> Option<Instant> {
+        let session = self.attachment.session();
+        let bytes = match validate(request, session.device().size(), &self.negotiated) {
+            Ok(Action::Read { range, .. } | Action::Write { range }) => range.end - range.start,
+            // What waits before it has waited.
+            Ok(Action::Disconnect) => return None,
+            _ => 0,
+        };
+        session.pace().ask(bytes, &mut self.reserved, Instant::now())
     }
 
     /// Decides about a request and acts on it; returns the bytes of `rest`, what came behind its header, that it used.
@@ -423,5 +479,8 @@ impl Transmission {
         self.drop_payload(magazine);
         self.abandon_waiting();
         self.job = None;
+        if let Some(reserved) = self.reserved.take() {
+            self.attachment.session().pace().give_back(&reserved);
+        }
     }
 }

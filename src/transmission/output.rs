@@ -101,6 +101,12 @@ impl Output {
         self.queued >= REPLY_BYTES || self.segments.len() >= ENOUGH_SEGMENTS
     }
 
+    /// Bytes that are to be sent.
+    #[must_use]
+    pub fn queued(&self) -> u64 {
+        self.queued
+    }
+
     /// When the input that is acted on now had arrived.
     pub(super) fn now(&self) -> Option<Instant> {
         self.answered.now()

@@ -15,7 +15,7 @@ use crate::net::Stream;
 use crate::net::tls::Trouble;
 use crate::overlay::Magazine;
 use crate::session::Turn;
-use crate::transmission::{Context, Flushed, Output, Pause, Transmission, Warm};
+use crate::transmission::{Context, Flushed, Output, Pause, Share, Transmission, Warm};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -32,6 +32,8 @@ pub(super) struct Tools {
     pub(super) scratch: Scratch,
     /// When the events of this turn were seen.
     pub(super) now: Instant,
+    /// What a connection may do in its turn.
+    pub(super) share: Share,
 }
 
 impl Tools {
@@ -44,6 +46,7 @@ impl Tools {
             output: Output::default(),
             scratch: Scratch::default(),
             now: Instant::now(),
+            share: Share::ALL,
         }
     }
 }
@@ -61,6 +64,8 @@ pub(super) enum Next {
     Again,
     /// Base pages.
     Warmed,
+    /// The time when its session may be asked for more.
+    Paced,
     /// Input, or that none comes for a while.
     Certainty,
     /// Nothing any more.
@@ -95,6 +100,10 @@ pub(super) struct Connection {
     output: Output,
     /// What the event loop was last told to wait for.
     pub(super) waits_for: Next,
+    /// When its next request may go, if it waits for that.
+    pub(super) paced_until: Option<Instant>,
+    /// When the event loop is going to look at it again for that.
+    pub(super) timer: Option<Instant>,
     /// Whether the event loop is going to look at it again for certainty.
     pub(super) is_doubted: bool,
     /// Whether it is on the list of the rounds.
@@ -115,6 +124,9 @@ struct Lent<'a> {
     shared: &'a Shared,
     /// When the input had arrived, or later, if something was done since.
     now: Instant,
+    share: Share,
+    /// Bytes that came and went in this turn.
+    moved: u64,
 }
 
 impl Connection {
@@ -128,6 +140,8 @@ impl Connection {
             rest: Vec::new(),
             output,
             waits_for: Next::Readable,
+            paced_until: None,
+            timer: None,
             is_doubted: false,
             is_in_rounds: false,
             took_all: false,
@@ -180,11 +194,13 @@ impl Connection {
         if lends_output {
             std::mem::swap(&mut self.output, &mut tools.output);
         }
-        let Tools { buffer, magazine, orders, pieces, output: idle, scratch, now } = tools;
+        let Tools { buffer, magazine, orders, pieces, output: idle, scratch, now, share } = tools;
         let input = Input::new(buffer, &self.rest);
         self.rest.clear();
-        let mut lent = Lent { input, magazine, orders, pieces, scratch, shared, now: *now };
+        let mut lent =
+            Lent { input, magazine, orders, pieces, scratch, shared, now: *now, share: *share, moved: 0 };
         self.set_in_request(true);
+        self.paced_until = None;
         let next = self.work(&mut lent);
         if next != Next::Close {
             self.rest.extend_from_slice(lent.input.bytes());
@@ -223,16 +239,22 @@ impl Connection {
         let mut may_have_more = true;
         for _ in 0..self.wire.rounds() {
             let stop = self.act(lent);
+            lent.moved += self.output.queued();
             match self.flush(lent) {
                 Ok(Flushed::All) => {}
                 Ok(Flushed::Blocked) => return self.read_ahead(lent),
                 Err(error) => return self.lost(&error, lent.shared),
             }
             match stop {
-                Stop::At(Pause::Output) => continue,
+                Stop::At(Pause::Output) if lent.moved < lent.share.bytes => continue,
+                Stop::At(Pause::Output) => return Next::Again,
                 Stop::At(Pause::Input) => {}
                 Stop::At(Pause::Turn) => return Next::Again,
                 Stop::At(Pause::Waiting) => return Next::Warmed,
+                Stop::At(Pause::Paced(until)) => {
+                    self.paced_until = Some(until);
+                    return Next::Paced;
+                }
                 Stop::At(Pause::Over) => {
                     self.wire.say_goodbye();
                     return Next::Close;
@@ -252,6 +274,9 @@ impl Connection {
             if !may_have_more && !self.wire.holds() {
                 return Next::Readable;
             }
+            if lent.moved >= lent.share.bytes {
+                return Next::Again;
+            }
             let transmission = match &mut self.phase {
                 Phase::Transmission(transmission) => Some(&mut **transmission),
                 Phase::Handshake(_) | Phase::Upgrade(_) | Phase::Closing => None,
@@ -261,7 +286,10 @@ impl Connection {
                     Phase::Transmission(transmission) => transmission.end_of_input(lent.magazine),
                     Phase::Handshake(_) | Phase::Upgrade(_) | Phase::Closing => return Next::Close,
                 },
-                Ok(Received::Some { filled }) => may_have_more = filled,
+                Ok(Received::Some { filled, bytes }) => {
+                    may_have_more = filled;
+                    lent.moved += bytes;
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Next::Readable,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => return Next::Again,
                 Err(error) => return self.lost(&error, lent.shared),
@@ -286,7 +314,7 @@ impl Connection {
 
     /// Acts on the input.
     fn act(&mut self, lent: &mut Lent<'_>) -> Stop {
-        let Lent { input, magazine, orders, pieces, shared, now, .. } = lent;
+        let Lent { input, magazine, orders, pieces, shared, now, share, .. } = lent;
         if let Phase::Handshake(handshake) = &mut self.phase {
             let exports = Exports { shared, stream: self.wire.stream() };
             let mut replies = Vec::new();
@@ -306,7 +334,9 @@ impl Connection {
                 }
                 Progress::Ready { export, info, negotiated } => {
                     tracing::debug!(peer = %self.wire.stream().peer(), export = info.name, "transmission begins");
-                    self.phase = Phase::Transmission(Box::new(Transmission::new(export, negotiated)));
+                    let transmission = Transmission::new(export, negotiated)
+                        .with_most_requests(shared.limits.requests_in_flight);
+                    self.phase = Phase::Transmission(Box::new(transmission));
                 }
             }
         }
@@ -325,7 +355,7 @@ impl Connection {
             }
         };
         self.output.begin(*now);
-        let mut cx = Context { magazine, output: &mut self.output, orders, pieces };
+        let mut cx = Context { magazine, output: &mut self.output, orders, pieces, share: *share };
         let (used, pause) = transmission.consume(input.bytes(), &mut cx);
         input.take(used);
         Stop::At(pause)

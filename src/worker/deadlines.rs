@@ -3,20 +3,35 @@
 use super::accepting::ACCEPT_PAUSE;
 use super::connection::Connection;
 use super::event_loop::Worker;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 impl Worker {
+    /// Asks again for connections that wait because of their sessions' caps: those whose time has come, or all.
+    pub(super) fn go_on_with_paced(&mut self, until: Option<Instant>) {
+        let later = until.map_or_else(BTreeSet::new, |until| self.paced.split_off(&(until, u64::MAX)));
+        // Each once: who comes to wait again is looked at later.
+        for (_, token) in std::mem::replace(&mut self.paced, later) {
+            if let Some(connection) = self.connections.get_mut(&token) {
+                connection.timer = None;
+                self.drive(token);
+            }
+        }
+    }
+
     pub(super) fn next_deadline(&self) -> Option<Duration> {
         let handshake = self.handshakes.front().map(|(deadline, _)| *deadline);
         let doubt = self.doubts.front().map(|(time, _)| *time);
+        let paced = self.paced.first().map(|(time, _)| *time);
         let soonest =
-            [handshake, doubt, self.rounds.next(), self.accepts_again].into_iter().flatten().min()?;
+            [handshake, doubt, paced, self.rounds.next(), self.accepts_again].into_iter().flatten().min()?;
         Some(soonest.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)))
     }
 
     pub(super) fn check_deadlines(&mut self) {
         if self.handshakes.is_empty()
             && self.doubts.is_empty()
+            && self.paced.is_empty()
             && self.rounds.next().is_none()
             && self.accepts_again.is_none()
         {
@@ -24,6 +39,7 @@ impl Worker {
         }
         let now = Instant::now();
         self.go_round(now);
+        self.go_on_with_paced(Some(now));
         while let Some(&(time, token)) = self.doubts.front()
             && time <= now
         {

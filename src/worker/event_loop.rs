@@ -9,8 +9,9 @@ use super::polling::Polling;
 use super::rounds::Rounds;
 use crate::error::{Error, Result};
 use crate::overlay::Magazine;
+use crate::transmission::Share;
 use rustix::event::{Timespec, epoll};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,6 +21,10 @@ use std::time::{Duration, Instant};
 const EVENTS: usize = 256;
 /// After so long without anything to do, block memory that is kept ready is given back.
 const IDLE: Duration = Duration::from_millis(200);
+
+/// For so long after several connections had something to do at the same time, turns are short: while one has its turn, another
+/// can only wait for it.
+const CROWDED: Duration = Duration::from_millis(10);
 
 /// The bell's token; a listener's is this, less one, less its index. Connections count up from 0.
 pub(super) const BELL: u64 = u64::MAX;
@@ -39,6 +44,10 @@ pub(super) struct Worker {
     pub(super) handshakes: VecDeque<(Instant, u64)>,
     /// Connections to look at again when they may be certain of their client, in that order.
     pub(super) doubts: VecDeque<(Instant, u64)>,
+    /// Connections that wait because of their sessions' caps, and until when.
+    pub(super) paced: BTreeSet<(Instant, u64)>,
+    /// When several connections had something to do at the same time, the last time.
+    crowded: Option<Instant>,
     /// Connections whose clients may have something to take.
     pub(super) rounds: Rounds,
     pub(super) accepts_again: Option<Instant>,
@@ -66,6 +75,8 @@ impl Worker {
             again: VecDeque::new(),
             handshakes: VecDeque::new(),
             doubts: VecDeque::new(),
+            paced: BTreeSet::new(),
+            crowded: None,
             rounds,
             accepts_again: None,
             polling: Polling::default(),
@@ -107,6 +118,7 @@ impl Worker {
                 idle = false;
                 self.polling.found();
                 self.tools.now = Instant::now();
+                self.share_out(events.len() + self.again.len());
             }
             self.tools.scratch.begin_turn();
             for event in &events {
@@ -128,6 +140,16 @@ impl Worker {
         self.close_all();
     }
 
+    /// Decides what a connection may do in its turn: where several have something to do, each does a little.
+    fn share_out(&mut self, active: usize) {
+        let now = self.tools.now;
+        if active > 1 {
+            self.crowded = Some(now);
+        }
+        let crowded = self.crowded.is_some_and(|time| now.saturating_duration_since(time) < CROWDED);
+        self.tools.share = if crowded { Share::FAIR } else { Share::ALL };
+    }
+
     fn close_all(mut self) {
         while let Some(message) = self.inbox.next() {
             drop(message);
@@ -142,6 +164,7 @@ impl Worker {
         while let Some(message) = self.inbox.next() {
             match message {
                 Message::Connection(stream) => self.add(Connection::new(stream, &self.shared)),
+                Message::CapsChanged => self.go_on_with_paced(None),
                 Message::Warmed { token, ticket, readable } => {
                     if let Some(connection) = self.connections.get_mut(&token) {
                         connection.warmed(ticket, readable);
@@ -191,7 +214,9 @@ impl Worker {
         match waits_for {
             // Nobody is there to read a reply. One that waits for input is driven, so that it learns of what is left
             // of it first.
-            Some(Next::Warmed | Next::Writable | Next::WritableOrReadable) if gone => self.close(token),
+            Some(Next::Warmed | Next::Paced | Next::Writable | Next::WritableOrReadable) if gone => {
+                self.close(token)
+            }
             // Its turn comes.
             Some(Next::Again) | None => {}
             Some(_) => self.drive(token),
@@ -214,6 +239,12 @@ impl Worker {
             }
             _ => {}
         }
+        if connection.timer != connection.paced_until {
+            if let Some(time) = std::mem::replace(&mut connection.timer, connection.paced_until) {
+                self.paced.remove(&(time, token));
+            }
+            self.paced.extend(connection.timer.map(|time| (time, token)));
+        }
         if !connection.is_in_rounds && connection.may_be_unread() && self.rounds.are_made() {
             connection.is_in_rounds = true;
             self.rounds.add(token);
@@ -224,7 +255,7 @@ impl Worker {
                 Next::Writable => epoll::EventFlags::OUT,
                 Next::WritableOrReadable => epoll::EventFlags::OUT | epoll::EventFlags::IN,
                 // Only that the client is gone is still of interest, which is told always.
-                Next::Again | Next::Warmed | Next::Close => epoll::EventFlags::empty(),
+                Next::Again | Next::Warmed | Next::Paced | Next::Close => epoll::EventFlags::empty(),
             };
             let data = epoll::EventData::new_u64(token);
             if let Err(error) = epoll::modify(&self.epoll, connection.socket(), data, flags) {
@@ -237,6 +268,9 @@ impl Worker {
 
     pub(super) fn close(&mut self, token: u64) {
         if let Some(connection) = self.connections.remove(&token) {
+            if let Some(time) = connection.timer {
+                self.paced.remove(&(time, token));
+            }
             // Closing its descriptor also ends its events, but that waits for the session to let go of it.
             let _ = epoll::delete(&self.epoll, connection.socket());
             connection.close(&mut self.tools.magazine, &self.shared);

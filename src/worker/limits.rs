@@ -1,6 +1,7 @@
 //! How much of a server clients may have, and for how long they may keep it waiting.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::limits::REQUESTS;
 use crate::net::Most;
 use rustix::process::{Resource, getrlimit};
 use std::time::Duration;
@@ -23,6 +24,8 @@ pub struct Limits {
     pub sessions: Option<usize>,
     /// Sessions that one party has made; without a number, three times what is still free.
     pub sessions_per_owner: Option<usize>,
+    /// Requests in flight on one connection, one at least: acted on, and their replies not given to the kernel yet.
+    pub requests_in_flight: usize,
     /// A client that has not finished its handshake by then is hung up on.
     pub handshake: Option<Duration>,
     /// A client that has left replies unread for so long is hung up on.
@@ -38,6 +41,7 @@ impl Default for Limits {
             connections_per_peer: None,
             sessions: None,
             sessions_per_owner: None,
+            requests_in_flight: REQUESTS,
             handshake: Some(Self::HANDSHAKE),
             unread_reply: Some(Self::UNREAD_REPLY),
             silent_host: Some(Self::SILENT_HOST),

@@ -16,6 +16,8 @@ pub(super) enum Message {
     Connection(Stream),
     /// The base pages that connection `token` had ordered under `ticket` are here, or cannot be read.
     Warmed { token: u64, ticket: u64, readable: bool },
+    /// A session's caps were changed.
+    CapsChanged,
 }
 
 /// The sending end, known to all threads.

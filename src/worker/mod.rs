@@ -36,7 +36,7 @@ use crate::handshake::{Knobs, TlsPolicy};
 use crate::net::tls::ServerTls;
 use crate::net::{Listener, Party, Stream, Tally};
 use crate::overlay::{BlockSize, Budget, Pool};
-use crate::session::{self, Registry};
+use crate::session::{self, Caps, Registry};
 use crossbeam::channel::{Receiver, Sender, bounded, never, unbounded};
 use event_loop::Worker;
 use mailbox::{Inbox, Mailbox, Message};
@@ -66,6 +66,8 @@ pub struct ServerConfig {
     pub memory: Option<u64>,
     /// Bytes of data for one session's overlay; without it as much as for all.
     pub session_memory: Option<u64>,
+    /// How much one session may be asked to do in a second.
+    pub session_caps: Caps,
     /// The overlays' unit.
     pub block_size: BlockSize,
     /// How long a named session stays when nobody is in it.
@@ -151,6 +153,7 @@ impl Server {
             session_memory: config.session_memory.unwrap_or(memory),
             linger: config.linger,
             sessions: config.limits.most_sessions(connections),
+            caps: config.session_caps,
         };
         let registry = Registry::new(sources, Arc::clone(&pool), Budget::total(memory), limits);
 
@@ -172,6 +175,15 @@ impl Server {
             stopping: AtomicBool::new(false),
         });
 
+        // Not to be kept by what it keeps.
+        let workers = Arc::downgrade(&shared);
+        registry.when_caps_change(move || {
+            let shared = workers.upgrade();
+            shared
+                .iter()
+                .flat_map(|shared| &shared.mailboxes)
+                .for_each(|mailbox| mailbox.send(Message::CapsChanged));
+        });
         let over = if shared.listeners().is_empty() { shared.connections.empty().clone() } else { never() };
         let mut server =
             Self { shared, workers: Vec::new(), helpers: Vec::new(), tender: None, control: None, over };

@@ -106,7 +106,7 @@ impl Sealed {
         let mut end = held;
         if !std::mem::take(&mut self.is_fresh) {
             if room == 0 {
-                return Ok(Received::Some { filled: true });
+                return Ok(Received::Some { filled: true, bytes: 0 });
             }
             match intake.take(&mut scratch.records[held..held + room])? {
                 0 => return Ok(Received::End),
@@ -134,7 +134,7 @@ impl Sealed {
                 if was_handshaking && !self.is_handshaking() {
                     self.introduce(intake)?;
                 }
-                Ok(Received::Some { filled: filled || opened.ended })
+                Ok(Received::Some { filled: filled || opened.ended, bytes: opened.plain as u64 })
             }
             Err(trouble) => {
                 // In good faith: the client may be gone, or not read.

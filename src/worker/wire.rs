@@ -78,8 +78,8 @@ impl<'a> Input<'a> {
 pub(super) enum Received {
     /// The client sends no more.
     End,
-    /// Something; if the room was filled, there may be more.
-    Some { filled: bool },
+    /// So many bytes; if the room was filled, there may be more.
+    Some { filled: bool, bytes: u64 },
 }
 
 /// Where bytes come from: a socket, and what stands in for it.
@@ -206,7 +206,7 @@ impl Wire {
         let count = self.intake.take_held(&mut input.buffer[end..]);
         if count > 0 {
             input.end += count;
-            return Ok(Received::Some { filled: true });
+            return Ok(Received::Some { filled: true, bytes: count as u64 });
         }
         if self.intake.ended {
             return Ok(Received::End);
@@ -227,7 +227,8 @@ impl Wire {
             transmission.payload_received(count.min(payload) as u64);
         }
         input.end += count.saturating_sub(payload);
-        Ok(if count == 0 { Received::End } else { Received::Some { filled: count == payload + room - end } })
+        let filled = count == payload + room - end;
+        Ok(if count == 0 { Received::End } else { Received::Some { filled, bytes: count as u64 } })
     }
 
     /// Takes some input, without acting on it, from a client that does not take its replies: many a client sends all its
@@ -244,7 +245,7 @@ impl Wire {
             Some(sealed) => sealed.receive(&mut self.intake, input, AHEAD, scratch),
             None => self.intake.take(input.room(AHEAD)).map(|count| {
                 input.fill(count);
-                if count == 0 { Received::End } else { Received::Some { filled: false } }
+                if count == 0 { Received::End } else { Received::Some { filled: false, bytes: count as u64 } }
             }),
         };
         match received {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use memdev::handshake::Knobs;
 use memdev::net::{Address, Listener};
 use memdev::overlay::BlockSize;
+use memdev::session::Caps;
 use memdev::worker::{Limits, Server, ServerConfig};
 
 use super::support::server::scratch;
@@ -23,6 +24,7 @@ fn config(dir: &Path) -> ServerConfig {
         workers: 2,
         memory: Some(64 * MIB),
         session_memory: None,
+        session_caps: Caps::default(),
         block_size: BlockSize::DEFAULT,
         linger: Duration::ZERO,
         knobs: Knobs::default(),

@@ -3,6 +3,7 @@
 mod api;
 mod bad_input;
 mod busy;
+mod caps;
 mod commands;
 mod openapi;
 mod owner;
@@ -19,8 +20,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
-pub(crate) use support::Client;
 use support::server::{Serve, scratch};
+pub(crate) use support::{Client, Stream};
 use support::{Image, MIB, PATIENCE, Server};
 use tempfile::TempDir;
 

@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 const BLOCK: usize = 4096;
 /// Blocks of the log.
-const LOG: u64 = 16;
+const LOG: usize = 16;
 
 fn qemu_img(args: &[&str], files: &[&Path]) {
     let out = Command::new("qemu-img").args(args).args(files).output();
@@ -24,12 +24,12 @@ fn qemu_img(args: &[&str], files: &[&Path]) {
 
 /// Writes entry `number` of a log that begins anew at its end, and waits until it is there.
 fn log(client: &mut Client, number: u64) {
-    client.write(number % LOG * BLOCK as u64, &number.to_be_bytes().repeat(BLOCK / 8));
+    client.write(number % LOG as u64 * BLOCK as u64, &number.to_be_bytes().repeat(BLOCK / 8));
 }
 
 /// The last entry of the log in an image, which must have all that came before it, and no other.
 fn last_entry(image: &[u8]) -> u64 {
-    let entries = image.chunks(BLOCK).take(LOG as usize).map(|block| {
+    let entries = image.chunks(BLOCK).take(LOG).map(|block| {
         let entry = &block[..8];
         assert!(block.chunks(8).all(|word| word == entry), "a torn entry");
         u64::from_be_bytes(entry.try_into().expect("eight bytes"))
@@ -37,7 +37,7 @@ fn last_entry(image: &[u8]) -> u64 {
     let entries: Vec<u64> = entries.collect();
     let last = *entries.iter().max().expect("entries");
     for (place, entry) in (0..).zip(entries) {
-        let expected = last - (last - place) % LOG;
+        let expected = last - (last - place) % LOG as u64;
         assert_eq!(entry, expected, "the log ends with {last}, and at {place} is what is not of then");
     }
     last
@@ -49,12 +49,12 @@ fn a_live_session_is_saved_as_of_one_moment() {
     let dir = scratch();
     let (raw, qcow2) = (dir.path().join("saved.img"), dir.path().join("saved.qcow2"));
     let mut client = house.server.client("base@x");
-    (0..LOG).for_each(|number| log(&mut client, number));
+    (0..LOG as u64).for_each(|number| log(&mut client, number));
     let over = AtomicBool::new(false);
     let base = house.image.path.to_str().expect("text");
     let total = thread::scope(|scope| {
         let writer = scope.spawn(|| {
-            let going = (LOG..).take_while(|_| !over.load(Ordering::Relaxed));
+            let going = (LOG as u64..).take_while(|_| !over.load(Ordering::Relaxed));
             going.inspect(|number| log(&mut client, *number)).last().expect("something was written")
         });
         let mut before = 0;

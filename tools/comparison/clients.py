@@ -31,6 +31,10 @@ class Load:
 
 def lean(run: Running, load: Load, seconds: float) -> dict:
     """Drives a server with memdev-load."""
+    return _figures(_run(_command(run, load, seconds), seconds + 60))
+
+
+def _command(run: Running, load: Load, seconds: float) -> list:
     command = [
         run.tools.load, "run", *run.place(), "--export", EXPORT, "--json",
         "--pattern", load.pattern, "--block", load.block, "--span", load.span,
@@ -39,7 +43,11 @@ def lean(run: Running, load: Load, seconds: float) -> dict:
     ]  # fmt: skip
     if load.once:
         command.append("--distinct")
-    out = json.loads(_run(command, seconds + 60))
+    return command
+
+
+def _figures(text: str) -> dict:
+    out = json.loads(text)
     latency = out["latency_us"]
     return {
         "requests": out["requests"],
@@ -148,6 +156,30 @@ class Held:
 
     def __exit__(self, *_):
         self.close()
+
+
+class Beside:
+    """memdev-load, while something else is measured."""
+
+    def __init__(self, run: Running, load: Load, seconds: float):
+        self.process = subprocess.Popen(
+            [str(word) for word in _command(run, load, seconds)],
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=procs.prepare_child,
+        )
+
+    def result(self) -> dict:
+        """What it reached, when it has ended by itself."""
+        return _figures(self.process.communicate(timeout=120)[0])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
 
 
 class Crowd:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from . import clients, host, procs
 from .clients import Crowd, Held, Load
-from .servers import EXPORT, MEMDEV, Failed, Server, Tools
+from .servers import EXPORT, MEMDEV, MEMDEV_ONE_WORKER, Failed, Server, Tools
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -245,6 +245,38 @@ class NeighbourRow(Row):
 
 
 @dataclass(frozen=True)
+class HogRow(Row):
+    """Twenty clients that wait for each reply, alone and beside one with 256 requests in flight, all on one worker."""
+
+    metric: str = "p99_rise"
+    hog: Load = Load("randread", depth=256)
+
+    def applies(self, server):
+        return server is MEMDEV_ONE_WORKER
+
+    def measure(self, server, bench):
+        image = bench.random_image(GIB)
+        bench.prepare(image, "2G")
+        load = Load("randread", connections=20)
+        with server.start(bench.tools, [(EXPORT, image)], self.transport) as run:
+            # All of the image through the server once, so that it knows what it has in memory.
+            clients.lean(run, Load("read", "128K", 8, once=True), bench.seconds)
+            hog_alone = clients.lean(run, self.hog, bench.seconds)
+            alone = clients.lean(run, load, bench.seconds)
+            with clients.Beside(run, self.hog, bench.seconds + 2) as hog:
+                time.sleep(0.5)
+                beside = clients.lean(run, load, bench.seconds)
+                hog_beside = hog.result()
+        return {
+            **{f"{name}_alone": alone[name] for name in ("iops", "p50", "p99", "max")},
+            **{f"{name}_beside": beside[name] for name in ("iops", "p50", "p99", "max")},
+            "p99_rise": beside["p99"] / alone["p99"],
+            "hog_iops_alone": hog_alone["iops"],
+            "hog_iops_beside": hog_beside["iops"],
+        }
+
+
+@dataclass(frozen=True)
 class HostileRow(Row):
     """A client that streams, alone and beside ten thousand that misbehave."""
 
@@ -407,6 +439,10 @@ ROWS: list[Row] = [
     TrimRow(
         "trim-back", "memory left a second after 1 GiB was written and trimmed",
         targets=(Target("left", "<=", 0.02, ""),),
+    ),
+    HogRow("hog", "the p99 of 20 clients at depth 1 beside one at depth 256, one worker"),
+    HogRow(
+        "hog-128k", "the same beside one that reads 128 KiB at depth 256", hog=Load("randread", "128K", depth=256),
     ),
     HostileRow(
         "hostile-stall", "a 128 KiB stream beside 10,000 clients that stall", kinds="stall,never-read",

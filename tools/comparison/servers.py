@@ -149,6 +149,9 @@ class NbdServer(Server):
 
 
 MEMDEV = Memdev("memdev", private=True, peer=False)
+MEMDEV_ONE_WORKER = MemdevOneWorker(
+    "memdev-1-worker", private=True, peer=False, rows=("randread-32", "randwrite-32", "mixed-64", "hog", "hog-128k")
+)
 CEILING = Ceiling("ceiling", private=False, peer=False)
 ALL = [
     MEMDEV,
@@ -157,7 +160,7 @@ ALL = [
     Nbdkit("nbdkit", private=False),
     QemuNbd("qemu-nbd", private=False),
     NbdkitSmall("nbdkit-4k", private=False, peer=False),
-    MemdevOneWorker("memdev-1-worker", private=True, peer=False, rows=("randread-32", "randwrite-32", "mixed-64")),
+    MEMDEV_ONE_WORKER,
     MemdevSmallPages(
         "memdev-4k-pages", private=True, peer=False, rows=("randwrite-32", "write-128k-first", "mixed-64")
     ),

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use memdev::handshake::{ExportInfo, Handshake, Knobs, Negotiated, Progress};
 use memdev::session::Attachment;
 use memdev::sys::{KernelSpanMut, MAX_SPANS, receive};
-use memdev::transmission::{Context, Flushed, Output, Pause, Transmission, Warm};
+use memdev::transmission::{Context, Flushed, Output, Pause, Share, Transmission, Warm};
 
 use super::plan::Plan;
 use super::world::{Disk, Exports, World};
@@ -177,6 +177,7 @@ impl Line<'_> {
             self.flush()?;
             match pause {
                 Pause::Output | Pause::Turn => {}
+                Pause::Paced(_) => unreachable!("no session has a cap"),
                 Pause::Over => return Ok(()),
                 Pause::Waiting => {
                     assert!(!self.orders.is_empty(), "it waits for something that it has asked for");
@@ -217,6 +218,7 @@ impl Line<'_> {
             output: &mut self.output,
             orders: &mut self.orders,
             pieces: &mut pieces,
+            share: Share::ALL,
         };
         let (used, pause) = self.transmission.consume(&self.rest, &mut cx);
         assert!(pieces.is_empty(), "scratch is left as it was found");

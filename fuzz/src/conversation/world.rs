@@ -24,7 +24,7 @@ use memdev::handshake::{BlockSizes, Environment, ExportInfo, Refusal};
 use memdev::net::{Address, Listener, Most, Stream};
 use memdev::overlay::{BlockSize, Budget, Magazine, Pool};
 use memdev::proto::TransmissionFlags;
-use memdev::session::{Attachment, Description, Limits, Registry};
+use memdev::session::{Attachment, Caps, Description, Limits, Registry};
 use memdev::transmission::MAX_PAYLOAD;
 
 /// Bytes in a block of every overlay here.
@@ -160,7 +160,8 @@ impl World {
         let tight = sources.split_off(4);
         let registry = |sources, session_memory| {
             let sessions = Most { all: 10, each: None };
-            let limits = Limits { session_memory, linger: Duration::from_secs(3600), sessions };
+            let (linger, caps) = (Duration::from_secs(3600), Caps::default());
+            let limits = Limits { session_memory, linger, sessions, caps };
             Registry::new(sources, Arc::clone(&pool), Arc::clone(&total), limits)
         };
         let (stream, client) = stream();

@@ -36,6 +36,12 @@ pub(super) struct LimitArgs {
     #[arg(long, value_name = "N", value_parser = count())]
     max_sessions_per_owner: Option<u64>,
 
+    /// Requests in flight on one connection; further ones wait
+    ///
+    /// A request is in flight from when it is looked at to when the kernel has its reply.
+    #[arg(long, value_name = "N", default_value = "1024", value_parser = count())]
+    max_requests_in_flight: u64,
+
     /// Hang up on a client that has not finished its handshake by then; 'off': never
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = timeout)]
     handshake_timeout: Timeout,
@@ -58,11 +64,13 @@ struct Timeout(Option<Duration>);
 impl LimitArgs {
     pub(super) fn into_limits(self) -> Limits {
         let count = |given: Option<u64>| given.map(|count| usize::try_from(count).unwrap_or(usize::MAX));
+        let in_flight = self.max_requests_in_flight;
         Limits {
             connections: count(self.max_connections),
             connections_per_peer: count(self.max_connections_per_peer),
             sessions: count(self.max_sessions),
             sessions_per_owner: count(self.max_sessions_per_owner),
+            requests_in_flight: usize::try_from(in_flight).unwrap_or(usize::MAX),
             handshake: self.handshake_timeout.0,
             unread_reply: self.reply_timeout.0,
             silent_host: self.host_timeout.0,
@@ -108,6 +116,7 @@ mod tests {
 
     #[test]
     fn help_states_the_defaults_that_hold() {
+        assert_eq!(memdev::limits::REQUESTS, 1024);
         assert_eq!(timeout("10s"), Ok(Timeout(Some(Limits::HANDSHAKE))));
         assert_eq!(timeout("5m"), Ok(Timeout(Some(Limits::UNREAD_REPLY))));
         assert_eq!(host_timeout("30s"), Ok(Timeout(Some(Limits::SILENT_HOST))));

@@ -4,8 +4,8 @@ use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use memdev::net::Address;
@@ -81,6 +81,22 @@ pub(crate) struct Connection {
 trait Stream: Read + Write {}
 impl<T: Read + Write> Stream for T {}
 
+/// Connects to a unix socket. Where its queue is full, as others connect at the same time, there is room again soon.
+fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    let start = Instant::now();
+    loop {
+        match UnixStream::connect(path) {
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+                    && start.elapsed() < PATIENCE =>
+            {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            connected => return connected,
+        }
+    }
+}
+
 impl Target {
     /// The name that goes into the handshake.
     fn export(&self) -> String {
@@ -99,7 +115,7 @@ impl Target {
         let address = self.place.address()?;
         let refused = |e: io::Error| Error::io("Cannot connect to", e).on(&address);
         let opened = match &address {
-            Address::Unix(path) => self.open(UnixStream::connect(path).map_err(refused)?),
+            Address::Unix(path) => self.open(connect_unix(path).map_err(refused)?),
             Address::Tcp { host, port } => {
                 let stream = TcpStream::connect((host.as_str(), *port)).map_err(refused)?;
                 stream.set_nodelay(true).and_then(|()| self.open(stream))
