@@ -25,6 +25,7 @@ for way in netlink ioctl; do
         words=-nonetlink
         ;;
     esac
+    wait_for 30 no_client || fail "$way: nbd-client stays, as $(cat /run/nbd-client.pids)"
     wait_for 30 let_go || fail "$way: a device of several private copies"
     wait_for 30 none_left || fail "$way: the server keeps $(on-host connections) connections"
     step "$way: four connections to a plain name are refused"
@@ -35,6 +36,7 @@ for way in netlink ioctl; do
     fio --name=all --filename="$DEVICE" --ioengine=libaio --direct=1 --iodepth=32 --rw=randwrite --bs=4k --size=8m \
         --verify=crc32c --verify_fatal=1 --minimal >/run/log 2>&1 || fail "fio: $(cat /run/log)"
     detach
+    wait_for 30 no_client || fail "$way: nbd-client stays, as $(cat /run/nbd-client.pids)"
     wait_for 30 none_left || fail "$way: the server keeps $(on-host connections) connections"
     step "$way: four connections to a named session are one device"
 done

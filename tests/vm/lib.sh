@@ -30,6 +30,10 @@ sysfs() { cat "/sys/block/${DEVICE#/dev/}/$1"; }
 has_size() { [ "$(blockdev --getsize64 "$DEVICE")" = "$SIZE" ]; }
 let_go() { [ ! -e "/sys/block/${DEVICE#/dev/}/pid" ] && [ "$(blockdev --getsize64 "$DEVICE")" = 0 ]; }
 
+# Without netlink, nbd-client leaves a child that looks after the device and may outlive it by 100 ms: whoever attaches
+# meanwhile shares the device's old configuration, with its dead connections.
+no_client() { ! pidof nbd-client >/run/nbd-client.pids; }
+
 # attach WORDS...: nbd-client with these words, whose place for the device is left out: the way to the server first, in
 # $SERVER. It may return before the device has its size.
 attach() {
