@@ -153,16 +153,16 @@ fn a_command_that_is_killed_halfway_leaves_nothing_that_stays() {
             .args(["attach", "--backend", "fuse", source, "--state"])
             .arg(state.directory())
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
             .expect("memdev can be run");
         std::thread::sleep(Duration::from_micros(random.below(longest)));
         child.kill().expect("killing the command");
-        let finished = child.wait().expect("its status").success();
-        // Either it was killed before it had kept the device, and then that is without a daemon before long, or it had
-        // finished.
-        if !finished {
+        let said = child.wait_with_output().expect("its output").stdout;
+        // Either it has said the device's name, or nobody knows of the device, and then it is without a daemon before
+        // long.
+        if !said.ends_with(b"\n") {
             wait_until("the daemon notices", || state.list().iter().all(|listed| listed["alive"] == false));
         }
         for listed in state.list() {
