@@ -1,7 +1,7 @@
 //! Whoever may wait for a disk: threads that bring base pages into memory, and one that sees which have gone.
 
 use super::Shared;
-use super::mailbox::Message;
+use super::mailbox::{Mailbox, Message};
 use crate::sys;
 use crate::transmission::Warm;
 use crossbeam::channel::Receiver;
@@ -48,23 +48,31 @@ pub(super) fn warm(orders: &Receiver<Order>, shared: &Shared) {
     }
 }
 
-/// The watcher's life: as long as somebody is connected, looks which pages of the images the kernel has dropped; when a
-/// crowd has gone, gives back what the allocator held for it.
+/// Seconds without anybody coming, leaving or being taken apart, after which the allocator gives back what it held for those
+/// who have left: once soon, and once more for what was freed behind their backs.
+const QUIET: [u32; 2] = [2, 10];
+
+/// The watcher's life: as long as somebody is connected, looks which pages of the images the kernel has dropped; when
+/// somebody has left, and it is quiet, gives back what the allocator held.
 pub(super) fn watch(shared: &Shared) {
-    let (mut most, mut last, mut last_map) = (0, 0, 0);
+    let (mut last, mut quiet, mut freed) = ((0, 0, 0), 0_u32, false);
     while !shared.stopping.load(Ordering::Acquire) {
         std::thread::park_timeout(Duration::from_secs(1));
-        let connections = shared.mailboxes.iter().map(|mailbox| mailbox.load().load(Ordering::Relaxed)).sum();
+        let connections: usize =
+            shared.mailboxes.iter().map(|mailbox| mailbox.load().load(Ordering::Relaxed)).sum();
         if connections > 0 {
             shared.registry.sources().iter().for_each(|source| source.latest().recheck_residency());
         }
+        let left: usize = shared.mailboxes.iter().map(Mailbox::left).sum();
+        let now = (connections, left, shared.registry.total().map());
+        freed |= now.1 != last.1 || now.2 < last.2;
         // Not while they come and go: it takes a while, and others who allocate wait for it. Nor while sessions are being
         // taken apart, which goes on behind their connections' ends: what they hold is not free yet.
-        let map = shared.registry.total().map();
-        if connections < most && connections == last && map >= last_map {
+        quiet = if now == last { quiet.saturating_add(1) } else { 0 };
+        last = now;
+        if freed && QUIET.contains(&quiet) {
             sys::heap::trim();
-            most = connections;
+            freed = QUIET.last() != Some(&quiet);
         }
-        (most, last, last_map) = (most.max(connections), connections, map);
     }
 }

@@ -205,7 +205,7 @@ impl Worker {
     }
 
     fn count_one_less(&self) {
-        self.shared.mailboxes[self.index].load().fetch_sub(1, Ordering::Relaxed);
+        self.shared.mailboxes[self.index].count_one_less();
     }
 
     fn on_event(&mut self, token: u64, flags: epoll::EventFlags) {

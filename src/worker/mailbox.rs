@@ -26,6 +26,7 @@ pub(super) struct Mailbox {
     sender: Sender<Message>,
     bell: Arc<OwnedFd>,
     load: CachePadded<AtomicUsize>,
+    left: CachePadded<AtomicUsize>,
 }
 
 /// The receiving end, the worker's own.
@@ -41,7 +42,12 @@ pub(super) fn open() -> Result<(Mailbox, Inbox)> {
         .map_err(|error| Error::io("Cannot make an eventfd", error).advise("raise ulimit -n"))?;
     let bell = Arc::new(bell);
     let (sender, receiver) = unbounded();
-    let mailbox = Mailbox { sender, bell: Arc::clone(&bell), load: CachePadded::default() };
+    let mailbox = Mailbox {
+        sender,
+        bell: Arc::clone(&bell),
+        load: CachePadded::default(),
+        left: CachePadded::default(),
+    };
     Ok((mailbox, Inbox { receiver, bell }))
 }
 
@@ -64,6 +70,17 @@ impl Mailbox {
     /// Connections that the worker has, or is about to have.
     pub(super) fn load(&self) -> &AtomicUsize {
         &self.load
+    }
+
+    /// Connections that the worker had so far, and has no more.
+    pub(super) fn left(&self) -> usize {
+        self.left.load(Ordering::Relaxed)
+    }
+
+    /// Counts a connection out.
+    pub(super) fn count_one_less(&self) {
+        self.load.fetch_sub(1, Ordering::Relaxed);
+        self.left.fetch_add(1, Ordering::Relaxed);
     }
 }
 

@@ -37,6 +37,7 @@ use crate::net::tls::ServerTls;
 use crate::net::{Listener, Party, Stream, Tally};
 use crate::overlay::{BlockSize, Budget, Pool};
 use crate::session::{self, Caps, Registry};
+use crate::sys;
 use crossbeam::channel::{Receiver, Sender, bounded, never, unbounded};
 use event_loop::Worker;
 use mailbox::{Inbox, Mailbox, Message};
@@ -126,7 +127,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Opens the images and starts to serve.
+    /// Opens the images and starts to serve. The process' allocator keeps less for later from then on.
     ///
     /// # Errors
     /// When an image cannot be served, or the system has no more threads, descriptors or address space.
@@ -140,6 +141,7 @@ impl Server {
     /// # Errors
     /// As [`Server::start`], and what `ready` returns.
     pub fn start_when(config: ServerConfig, ready: impl FnOnce() -> Result<()>) -> Result<Self> {
+        sys::heap::keep_little();
         let sources =
             config.images.iter().map(|(name, path)| Source::open(name, path)).collect::<Result<Vec<_>>>()?;
         let memory = config.memory.unwrap_or_else(memory::default_budget);
