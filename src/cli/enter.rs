@@ -1,8 +1,6 @@
 //! `memdev enter`: one more command in a private root that runs.
 
-use std::ffi::OsString;
 use std::fmt::Write as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -10,7 +8,7 @@ use memdev::root::{self, Session};
 use serde_json::Value;
 
 use super::Failure;
-use super::run::{directories, finish, variable};
+use super::command::{CommandArgs, finish};
 
 /// Run one more command in a private root that runs
 #[derive(Args, Debug)]
@@ -28,25 +26,8 @@ pub(crate) struct Enter {
     #[arg(value_name = "SESSION", required_unless_present = "list")]
     session: Option<String>,
 
-    /// The command and its arguments [default: the user's shell]
-    #[arg(last = true, value_name = "CMD")]
-    command: Vec<OsString>,
-
-    /// Set an environment variable; without a value, take it over from here
-    #[arg(short, long, value_name = "KEY[=VALUE]")]
-    env: Vec<OsString>,
-
-    /// The directory that the command begins in [default: /]
-    #[arg(short, long, value_name = "DIR")]
-    workdir: Option<PathBuf>,
-
-    /// The user, and perhaps the group, of the image: names or numbers [default: root]
-    #[arg(short, long, value_name = "USER[:GROUP]")]
-    user: Option<String>,
-
-    /// Start the shell as one that was just logged in to
-    #[arg(long)]
-    login: bool,
+    #[command(flatten)]
+    command: CommandArgs,
 
     /// Show which private roots run
     #[arg(long, conflicts_with = "session")]
@@ -55,14 +36,10 @@ pub(crate) struct Enter {
     /// Print JSON
     #[arg(long, requires = "list")]
     json: bool,
-
-    /// Where sessions are written down [default: /run]
-    #[arg(long, value_name = "DIR", hide = true)]
-    state: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: Enter) -> Result<ExitCode, Failure> {
-    let (_, sessions) = directories(args.state.as_deref());
+    let (_, sessions) = args.command.directories();
     let Some(session) = args.session else {
         let all = root::sessions(&sessions)?;
         super::print(&if args.json { as_json(&all) } else { as_text(&all) })?;
@@ -70,11 +47,11 @@ pub(crate) fn run(args: Enter) -> Result<ExitCode, Failure> {
     };
     let enter = root::Enter {
         session,
-        command: args.command,
-        login: args.login,
-        env: args.env.iter().filter_map(|text| variable(text)).collect(),
-        workdir: args.workdir,
-        user: args.user,
+        env: args.command.env(),
+        command: args.command.command,
+        login: args.command.login,
+        workdir: args.command.workdir,
+        user: args.command.user,
         sessions,
     };
     finish(&enter.run()?)

@@ -6,6 +6,7 @@
 
 mod attach;
 mod checkpoint;
+mod command;
 mod contents;
 mod control;
 mod detach;

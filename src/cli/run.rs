@@ -1,18 +1,18 @@
 //! `memdev run`: a command in a private root.
 
 use std::ffi::{OsStr, OsString};
-use std::io::Write as _;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use memdev::attach::{self, Source};
+use memdev::attach::Source;
 use memdev::net::Uri;
 use memdev::root::{self, Bind, Network};
 
 use super::Failure;
 use super::attach::BackendArg;
+use super::command::{CommandArgs, finish};
 use super::image::ImageArg;
 use super::size;
 
@@ -45,21 +45,8 @@ pub(crate) struct Run {
     #[arg(short, long, value_name = "N")]
     partition: Option<u32>,
 
-    /// The command and its arguments [default: the user's shell]
-    #[arg(last = true, value_name = "CMD")]
-    command: Vec<OsString>,
-
-    /// Set an environment variable; without a value, take it over from here
-    #[arg(short, long, value_name = "KEY[=VALUE]")]
-    env: Vec<OsString>,
-
-    /// The directory that the command begins in [default: /]
-    #[arg(short, long, value_name = "DIR")]
-    workdir: Option<PathBuf>,
-
-    /// The user, and perhaps the group, of the image: names or numbers [default: root]
-    #[arg(short, long, value_name = "USER[:GROUP]")]
-    user: Option<String>,
+    #[command(flatten)]
+    command: CommandArgs,
 
     /// The host name [default: the session's name]
     #[arg(long, value_name = "NAME")]
@@ -85,10 +72,6 @@ pub(crate) struct Run {
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
 
-    /// Start the shell as one that was just logged in to
-    #[arg(long)]
-    login: bool,
-
     /// Print what would be done, step by step, and do nothing
     #[arg(long)]
     dry_run: bool,
@@ -100,10 +83,6 @@ pub(crate) struct Run {
     /// Append the log of the device's daemon to this file [default: no log]
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
-
-    /// Where sessions and attachments are written down [default: /run]
-    #[arg(long, value_name = "DIR", hide = true)]
-    state: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -124,23 +103,16 @@ pub(crate) fn run(args: Run) -> Result<ExitCode, Failure> {
     finish(&run.run()?)
 }
 
-/// The command's exit status as this process's; that it could not be executed is said.
-pub(crate) fn finish(ended: &root::Ended) -> Result<ExitCode, Failure> {
-    if let Some(trouble) = ended.trouble() {
-        let _ = writeln!(std::io::stderr(), "memdev: {}", trouble.replace(char::is_control, " "));
-    }
-    Ok(ExitCode::from(ended.status()))
-}
-
 fn configure(args: Run) -> Result<root::Run, Failure> {
     let source = source(args.session, args.image.unwrap_or_default())?;
     let mut run = root::Run::new(source);
     run.partition = args.partition;
-    run.command = args.command;
-    run.login = args.login;
-    run.env = args.env.iter().filter_map(|text| variable(text)).collect();
-    run.workdir = args.workdir;
-    run.user = args.user;
+    run.env = args.command.env();
+    (run.attachments, run.sessions) = args.command.directories();
+    run.command = args.command.command;
+    run.login = args.command.login;
+    run.workdir = args.command.workdir;
+    run.user = args.command.user;
     run.hostname = args.hostname;
     run.binds = args.bind.iter().map(|text| bind(text)).collect::<Result<_, _>>().map_err(Failure::Usage)?;
     run.network = match args.net {
@@ -152,7 +124,6 @@ fn configure(args: Run) -> Result<root::Run, Failure> {
     run.name = args.name;
     run.backend = args.backend.into();
     run.log = args.log;
-    (run.attachments, run.sessions) = directories(args.state.as_deref());
     Ok(run)
 }
 
@@ -170,26 +141,6 @@ fn source(session: Option<String>, image: OsString) -> Result<Source, Failure> {
     }
     let image = ImageArg::parse(image).map_err(Failure::Usage)?;
     Ok(Source::Image { name: image.name, path: image.path })
-}
-
-/// Where attachments and sessions are written down.
-pub(crate) fn directories(state: Option<&Path>) -> (PathBuf, PathBuf) {
-    match state {
-        Some(state) => (state.join("attach"), state.join("root")),
-        None => (attach::DIRECTORY.into(), root::DIRECTORY.into()),
-    }
-}
-
-/// `KEY=VALUE`, or `KEY`, whose value is this process's, if it has one.
-pub(crate) fn variable(text: &OsStr) -> Option<(OsString, OsString)> {
-    let bytes = text.as_bytes();
-    match bytes.iter().position(|&byte| byte == b'=') {
-        Some(at) => {
-            let owned = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
-            Some((owned(&bytes[..at]), owned(&bytes[at + 1..])))
-        }
-        None => std::env::var_os(text).map(|value| (text.to_owned(), value)),
-    }
 }
 
 fn bind(text: &OsStr) -> Result<Bind, String> {
@@ -224,14 +175,5 @@ mod tests {
         for bad in ["", "/a", "/a:", ":/b", "/a:b", "/a:/b:rx", "/a:/b:ro:x"] {
             assert!(parse(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn variables_are_given_or_taken_over() {
-        let get = |text: &str| variable(OsStr::new(text));
-        assert_eq!(get("A=b=c"), Some(("A".into(), "b=c".into())));
-        assert_eq!(get("A="), Some(("A".into(), "".into())));
-        assert_eq!(get("PATH"), std::env::var_os("PATH").map(|path| ("PATH".into(), path)));
-        assert_eq!(get("NO_SUCH_VARIABLE"), None);
     }
 }
