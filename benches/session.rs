@@ -8,7 +8,7 @@ use memdev::handshake::Knobs;
 use memdev::net::{Address, Listener};
 use memdev::overlay::BlockSize;
 use memdev::session::Caps;
-use memdev::worker::{Limits, Server, ServerConfig};
+use memdev::worker::{Limits, LockMemory, Server, ServerConfig};
 use std::io::{self, BufReader, BufWriter, Cursor, Read, Seek, SeekFrom, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -112,6 +112,7 @@ fn session(c: &mut Criterion) {
         connections: Vec::new(),
         workers: 1,
         memory: Some(SIZE),
+        lock_memory: LockMemory::default(),
         session_memory: None,
         session_caps: Caps::default(),
         block_size: BlockSize::DEFAULT,

@@ -14,7 +14,7 @@ use memdev::handshake::Knobs;
 use memdev::net::{Address, Listener};
 use memdev::overlay::BlockSize;
 use memdev::session::{Caps, Heir, Registry};
-use memdev::worker::{Limits, Server, ServerConfig};
+use memdev::worker::{Limits, LockMemory, Server, ServerConfig};
 use tempfile::TempDir;
 
 use support::server::scratch;
@@ -35,6 +35,7 @@ fn house(image: &Image, dir: TempDir, memory: u64) -> House {
         connections: Vec::new(),
         workers: 2,
         memory: Some(memory),
+        lock_memory: LockMemory::default(),
         session_memory: None,
         session_caps: Caps::default(),
         block_size: BlockSize::DEFAULT,

@@ -30,7 +30,7 @@ use crate::net::{Address, Listener};
 use crate::overlay::BlockSize;
 use crate::session::Caps;
 use crate::sys;
-use crate::worker::{Limits, Server, ServerConfig, default_budget};
+use crate::worker::{Limits, LockMemory, Server, ServerConfig, default_budget};
 
 /// The hidden subcommand that starts it.
 pub const SUBCOMMAND: &str = "attach-daemon";
@@ -175,6 +175,7 @@ impl Order {
             connections: Vec::new(),
             workers: connections.min(cpus),
             memory: Some(memory),
+            lock_memory: LockMemory::default(),
             session_memory: None,
             session_caps: Caps::default(),
             block_size: BlockSize::DEFAULT,

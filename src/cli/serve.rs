@@ -19,11 +19,12 @@ use memdev::handshake::Knobs;
 use memdev::net::Address;
 use memdev::overlay::BlockSize;
 use memdev::session::Caps;
-use memdev::worker::{Server, ServerConfig, default_budget};
+use memdev::worker::{LockMemory, Memory, Server, ServerConfig, default_budget};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::image::{self, ImageArg};
 use super::{Failure, duration, set, size};
-use confine::ConfineArgs;
+use confine::{ConfineArgs, When};
 use limits::LimitArgs;
 use notify::Notifier;
 use signals::Caught;
@@ -70,6 +71,13 @@ pub(crate) struct Serve {
     /// A write beyond it fails with "no space left on device", and nothing else is affected; trimming gives memory back.
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     memory: Option<u64>,
+
+    /// Keep what sessions write out of swap: where the system lets it be, or the server does not start, or not at all
+    ///
+    /// Locked memory is limited (ulimit -l, LimitMEMLOCK=) but for root, who may also be root until --user. With `auto` the
+    /// server says in one line if the limit is too low for all of --memory.
+    #[arg(long, value_name = "auto|require|off", value_enum, default_value_t, hide_possible_values = true)]
+    lock_memory: When,
 
     /// Memory for what one session writes [default: as --memory]
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
@@ -128,7 +136,7 @@ pub(crate) fn run(args: Serve) -> Result<(), Failure> {
     let notifier = Notifier::from_environment();
     // From here on a signal ends the server in good order, with its sockets removed.
     let caught = Caught::watch()?;
-    raise_descriptor_limit();
+    raise_limits();
     let tls = args.tls.load()?;
     let confinement = args.confine.confinement()?;
     let ways_in = args.ways.open(inherited, &confinement, tls.is_demanded())?;
@@ -136,11 +144,13 @@ pub(crate) fn run(args: Serve) -> Result<(), Failure> {
         ways_in.listeners.iter().map(|listener| listener.address().uri(tls.is_demanded())).collect();
     let control = ways_in.control.as_ref().map(|control| control.address().clone());
     let config = args.into_config(ways_in, tls);
+    // Root may lock as much as it likes, and is not root any more in a moment.
+    let memory = Memory::reserve(&config)?;
     // From here on this process has only what it needs to serve: open and read beforehand what else it takes to start.
     let entered = confinement.enter(&confine::needs(&config))?;
     let stop = caught.listen()?;
     let mut report = None;
-    let server = Server::start_when(config, || {
+    let server = Server::start_when(config, memory, || {
         report = Some(entered.seal()?);
         Ok(())
     })?;
@@ -170,6 +180,11 @@ impl Serve {
             connections: ways_in.connections,
             workers: self.workers.and_then(|n| usize::try_from(n).ok()).unwrap_or_else(cpus),
             memory: Some(self.memory.unwrap_or_else(default_budget)),
+            lock_memory: match self.lock_memory {
+                When::Auto => LockMemory::Auto,
+                When::Require => LockMemory::Require,
+                When::Off => LockMemory::Off,
+            },
             session_memory: self.session_memory,
             session_caps: Caps {
                 iops: NonZero::new(self.session_iops),
@@ -190,13 +205,15 @@ impl Serve {
     }
 }
 
-/// A connection is a descriptor, and the usual soft limit is 1,024 of them; the hard limit is the administrator's word.
-fn raise_descriptor_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, "Cannot raise the limit of open files; connections may be refused");
+/// A connection is a descriptor, and the usual soft limit is 1,024 of them; as low is that of locked memory. The hard limits
+/// are the administrator's word.
+fn raise_limits() {
+    for (resource, what) in [(Resource::Nofile, "open files"), (Resource::Memlock, "locked memory")] {
+        let limit = getrlimit(resource);
+        let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+        if let Err(error) = setrlimit(resource, raised) {
+            tracing::warn!(%error, "Cannot raise the limit of {what}");
+        }
     }
 }
 

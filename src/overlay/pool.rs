@@ -160,6 +160,20 @@ impl Pool {
         self.block_size
     }
 
+    /// Keeps what is written out of swap.
+    ///
+    /// # Errors
+    /// As [`std::io::ErrorKind::Unsupported`] before Linux 5.18; what the system says where locked memory is limited.
+    pub fn lock_memory(&self) -> std::io::Result<()> {
+        self.arena.lock()
+    }
+
+    /// Bytes of address space, all of which count as locked once some are.
+    #[must_use]
+    pub fn address_space(&self) -> u64 {
+        self.arena.address_space() as u64
+    }
+
     /// How much of it receives payloads.
     #[must_use]
     pub fn staging(&self) -> &Staging {

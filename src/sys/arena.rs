@@ -25,7 +25,9 @@
 use super::ledger::Ledger;
 use crate::sync::atomic::{Ordering, fence};
 use memmap2::{Advice, MmapOptions, MmapRaw, UncheckedAdvice};
+use rustix::mm::MlockFlags;
 use std::io;
+use std::sync::atomic::AtomicBool;
 
 /// A counted handle on the memory of one slot, which holds it as data. Not released by dropping: hand it to
 /// `Arena::release`.
@@ -113,6 +115,8 @@ pub struct Arena {
     ledger: Ledger,
     slot_size: usize,
     slots: u32,
+    // Written by `lock` alone.
+    locked: AtomicBool,
 }
 
 /// One holder in a slot's count; readers are counted below it.
@@ -145,13 +149,20 @@ impl Arena {
         // Neither a core file nor a child process may hold what sessions wrote.
         memory.advise(Advice::DontDump)?;
         memory.advise(Advice::DontFork)?;
-        // Where a process locks all of its memory (a daemon that serves the kernel does), this must stay free: the kernel
-        // takes nothing back that is locked.
+        // Where a process locks all of its memory (a daemon that serves the kernel does), this is locked by `lock` or not at
+        // all: what is locked can be given back in one way only, and not on every kernel.
         memory.unlock()?;
         // Not every kernel has huge pages; without them there are more page faults, on a helper thread.
         let _ = memory.advise(Advice::HugePage);
         let lead = memory.as_ptr().align_offset(ALIGNMENT);
-        Ok(Self { memory, lead, ledger: Ledger::new(slots)?, slot_size, slots })
+        Ok(Self {
+            memory,
+            lead,
+            ledger: Ledger::new(slots)?,
+            slot_size,
+            slots,
+            locked: AtomicBool::new(false),
+        })
     }
 
     /// Bytes in a slot.
@@ -164,6 +175,12 @@ impl Arena {
     #[must_use]
     pub fn slots(&self) -> u32 {
         self.slots
+    }
+
+    /// Bytes that are reserved.
+    #[must_use]
+    pub fn address_space(&self) -> usize {
+        self.memory.len()
     }
 
     fn address(&self, number: u32) -> *mut u8 {
@@ -288,6 +305,32 @@ impl Arena {
         Some(unsafe { std::slice::from_raw_parts_mut(self.address(slot.0), self.slot_size) })
     }
 
+    /// Keeps what is in the slots out of swap from now on: each page from its first touch to its being given back.
+    ///
+    /// # Errors
+    /// `Unsupported` before Linux 5.18, where memory that is locked cannot be given back, `OutOfMemory` or
+    /// `PermissionDenied` if RLIMIT_MEMLOCK is less than the whole address range.
+    pub(crate) fn lock(&self) -> io::Result<()> {
+        // Nothing of it: whether the kernel knows how.
+        self.dont_need_locked(0, 0).map_err(|_| io::Error::from(io::ErrorKind::Unsupported))?;
+        let address = self.memory.as_mut_ptr().cast();
+        // SAFETY: the range is the mapping that `self` owns; locking changes no byte of it.
+        unsafe { rustix::mm::mlock_with(address, self.memory.len(), MlockFlags::ONFAULT) }?;
+        self.locked.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Gives pages back although they are locked. The range must hold slots that nobody has, or nothing.
+    fn dont_need_locked(&self, offset: usize, len: usize) -> io::Result<()> {
+        assert!(offset.checked_add(len).is_some_and(|end| end <= self.memory.len()), "outside the arena");
+        let address = self.memory.as_mut_ptr().wrapping_add(offset).cast();
+        // SAFETY: in bounds; as in `discard`, which is the only one to give a length, no reference to the bytes exists.
+        match unsafe { libc::madvise(address, len, libc::MADV_DONTNEED_LOCKED) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
     /// Brings the memory of `count` free slots from `first` on into existence, so that first writes do not fault.
     ///
     /// # Errors
@@ -310,6 +353,9 @@ impl Arena {
             (first..first + count).all(|number| self.ledger.count(number).load(Ordering::Acquire) == 0);
         assert!(free, "memory of a slot in use given back");
         self.ledger.note_writing(first..first + count);
+        if self.locked.load(Ordering::Relaxed) {
+            return self.dont_need_locked(offset, len);
+        }
         // SAFETY: no handle on these slots exists (just checked; the pool, which calls this, is the only one that
         // adopts them, and does not do both at once), so no reference to the bytes does either.
         unsafe { self.memory.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, len) }

@@ -10,12 +10,12 @@ use super::sealed::Scratch;
 use super::wire::{Input, Received, Wire};
 use crate::cow::{Device, Piece};
 use crate::handshake::{Handshake, Progress};
-use crate::limits::INPUT_BYTES as BUFFER;
 use crate::net::Stream;
 use crate::net::tls::Trouble;
 use crate::overlay::Magazine;
 use crate::session::Turn;
 use crate::transmission::{Context, Flushed, Output, Pause, Share, Transmission, Warm};
+use memmap2::MmapMut;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use std::time::Instant;
 /// What a worker lends to the connection that it drives.
 #[derive(Debug)]
 pub(super) struct Tools {
-    pub(super) buffer: Box<[u8]>,
+    pub(super) buffer: MmapMut,
     pub(super) magazine: Magazine,
     pub(super) orders: Vec<Warm>,
     pub(super) pieces: Vec<Piece>,
@@ -37,9 +37,9 @@ pub(super) struct Tools {
 }
 
 impl Tools {
-    pub(super) fn new(magazine: Magazine) -> Self {
+    pub(super) fn new(magazine: Magazine, buffer: MmapMut) -> Self {
         Self {
-            buffer: vec![0; BUFFER].into(),
+            buffer,
             magazine,
             orders: Vec::new(),
             pieces: Vec::new(),

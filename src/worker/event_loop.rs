@@ -10,6 +10,7 @@ use super::rounds::Rounds;
 use crate::error::{Error, Result};
 use crate::overlay::Magazine;
 use crate::transmission::Share;
+use memmap2::MmapMut;
 use rustix::event::{Timespec, epoll};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::os::fd::OwnedFd;
@@ -56,7 +57,8 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn new(index: usize, inbox: Inbox, shared: Arc<Shared>) -> Result<Self> {
+    /// `buffer` is what it receives into.
+    pub(super) fn new(index: usize, inbox: Inbox, buffer: MmapMut, shared: Arc<Shared>) -> Result<Self> {
         let failed = |error: rustix::io::Errno| Error::io("Cannot set up an event loop", error);
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?;
         epoll::add(&epoll, inbox.bell(), epoll::EventData::new_u64(BELL), epoll::EventFlags::IN)
@@ -80,7 +82,7 @@ impl Worker {
             rounds,
             accepts_again: None,
             polling: Polling::default(),
-            tools: Tools::new(magazine),
+            tools: Tools::new(magazine, buffer),
         };
         worker.listen().map_err(failed)?;
         Ok(worker)

@@ -20,6 +20,7 @@ mod hold;
 mod limits;
 mod mailbox;
 mod memory;
+mod payload_memory;
 mod polling;
 mod rounds;
 mod sealed;
@@ -28,6 +29,7 @@ mod wire;
 
 pub use limits::Limits;
 pub use memory::default_budget;
+pub use payload_memory::{LockMemory, Memory};
 
 use crate::base::Source;
 use crate::control;
@@ -35,12 +37,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::handshake::{Knobs, TlsPolicy};
 use crate::net::tls::ServerTls;
 use crate::net::{Listener, Party, Stream, Tally};
-use crate::overlay::{BlockSize, Budget, Pool};
+use crate::overlay::{BlockSize, Budget};
 use crate::session::{self, Caps, Registry};
 use crate::sys;
 use crossbeam::channel::{Receiver, Sender, bounded, never, unbounded};
 use event_loop::Worker;
 use mailbox::{Inbox, Mailbox, Message};
+use memmap2::MmapMut;
 use seldom::Lines;
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -65,6 +68,8 @@ pub struct ServerConfig {
     pub workers: usize,
     /// Bytes for all overlays; without it half of the machine's memory, or of what this process may use of it.
     pub memory: Option<u64>,
+    /// Whether what sessions write is kept out of swap.
+    pub lock_memory: LockMemory,
     /// Bytes of data for one session's overlay; without it as much as for all.
     pub session_memory: Option<u64>,
     /// How much one session may be asked to do in a second.
@@ -132,32 +137,37 @@ impl Server {
     /// # Errors
     /// When an image cannot be served, or the system has no more threads, descriptors or address space.
     pub fn start(config: ServerConfig) -> Result<Self> {
-        Self::start_when(config, || Ok(()))
+        let memory = Memory::reserve(&config)?;
+        Self::start_when(config, memory, || Ok(()))
     }
 
     /// Opens the images, starts all threads that the server will ever have, and serves no client before `ready` has
-    /// returned: so that it can do to all of them what must be done before (see [`crate::confine`]).
+    /// returned: so that it can do to all of them what must be done before (see [`crate::confine`]). `memory` was reserved for
+    /// `config`.
     ///
     /// # Errors
     /// As [`Server::start`], and what `ready` returns.
-    pub fn start_when(config: ServerConfig, ready: impl FnOnce() -> Result<()>) -> Result<Self> {
+    pub fn start_when(
+        config: ServerConfig,
+        memory: Memory,
+        ready: impl FnOnce() -> Result<()>,
+    ) -> Result<Self> {
         sys::heap::keep_little();
+        let Memory { limit, pool, buffers } = memory;
         let sources =
             config.images.iter().map(|(name, path)| Source::open(name, path)).collect::<Result<Vec<_>>>()?;
-        let memory = config.memory.unwrap_or_else(memory::default_budget);
-        let pool = Pool::new(memory, config.block_size)?;
-        let count = config.workers.max(1);
+        let count = buffers.len();
         // A worker has its epoll and its bell. An image may be replaced, and then is open twice for a while.
         let controls = config.control.as_ref().map_or(0, |_| 2 + control::MOST_CLIENTS);
         let others = 2 * count + config.listeners.len() + 2 * config.images.len() + controls;
         let connections = config.limits.most_connections(others)?;
         let limits = session::Limits {
-            session_memory: config.session_memory.unwrap_or(memory),
+            session_memory: config.session_memory.unwrap_or(limit),
             linger: config.linger,
             sessions: config.limits.most_sessions(connections),
             caps: config.session_caps,
         };
-        let registry = Registry::new(sources, Arc::clone(&pool), Budget::total(memory), limits);
+        let registry = Registry::new(sources, Arc::clone(&pool), Budget::total(limit), limits);
 
         let (mailboxes, inboxes): (Vec<_>, Vec<_>) =
             (0..count).map(|_| mailbox::open()).collect::<Result<Vec<_>>>()?.into_iter().unzip();
@@ -193,7 +203,7 @@ impl Server {
         let (gate, opened) = bounded(0);
         let started = server
             .begin(config.connections)
-            .and_then(|()| server.start_threads(inboxes, &orders, &opened))
+            .and_then(|()| server.start_threads(inboxes.into_iter().zip(buffers), &orders, &opened))
             .and_then(|()| config.control.map_or(Ok(()), |listener| server.start_control(listener, &opened)))
             .and_then(|()| ready());
         if started.is_err() {
@@ -243,7 +253,7 @@ impl Server {
 
     fn start_threads(
         &mut self,
-        inboxes: Vec<Inbox>,
+        loops: impl Iterator<Item = (Inbox, MmapMut)>,
         orders: &Receiver<cold::Order>,
         opened: &Receiver<Infallible>,
     ) -> Result<()> {
@@ -258,8 +268,8 @@ impl Server {
         self.tender = Some(spawn("tender", move || pool.tend())?);
         let watched = Arc::clone(shared);
         self.helpers.push(spawn("watcher", move || cold::watch(&watched))?);
-        for (index, inbox) in inboxes.into_iter().enumerate() {
-            let worker = Worker::new(index, inbox, Arc::clone(shared))?;
+        for (index, (inbox, buffer)) in loops.enumerate() {
+            let worker = Worker::new(index, inbox, buffer, Arc::clone(shared))?;
             let opened = opened.clone();
             let body = move || {
                 // It fails when the gate is opened, which is what it waits for.

@@ -9,7 +9,7 @@ use memdev::handshake::Knobs;
 use memdev::net::{Address, Listener};
 use memdev::overlay::BlockSize;
 use memdev::session::Caps;
-use memdev::worker::{Limits, Server, ServerConfig};
+use memdev::worker::{Limits, LockMemory, Memory, Server, ServerConfig};
 
 use super::support::server::scratch;
 use super::support::{Image, KIB, MIB};
@@ -23,6 +23,7 @@ fn config(dir: &Path) -> ServerConfig {
         connections: Vec::new(),
         workers: 2,
         memory: Some(64 * MIB),
+        lock_memory: LockMemory::default(),
         session_memory: None,
         session_caps: Caps::default(),
         block_size: BlockSize::DEFAULT,
@@ -38,7 +39,9 @@ fn config(dir: &Path) -> ServerConfig {
 fn nobody_is_greeted_before_the_server_is_ready() {
     let dir = scratch();
     let mut early = None;
-    let server = Server::start_when(config(dir.path()), || {
+    let config = config(dir.path());
+    let memory = Memory::reserve(&config).unwrap();
+    let server = Server::start_when(config, memory, || {
         let mut client = UnixStream::connect(dir.path().join("socket")).unwrap();
         client.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
         let error = client.read(&mut [0; 8]).expect_err("no greeting");
@@ -59,7 +62,9 @@ fn nobody_is_greeted_before_the_server_is_ready() {
 fn a_server_that_does_not_get_ready_is_gone() {
     let dir = scratch();
     let refused = || Err(memdev::Error::new(memdev::ErrorKind::Unsupported, "Not today"));
-    let error = Server::start_when(config(dir.path()), refused).unwrap_err();
+    let config = config(dir.path());
+    let memory = Memory::reserve(&config).unwrap();
+    let error = Server::start_when(config, memory, refused).unwrap_err();
     assert_eq!(error.to_string(), "Not today");
     assert!(!dir.path().join("socket").exists());
 }

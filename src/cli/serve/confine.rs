@@ -35,8 +35,9 @@ pub(super) struct ConfineArgs {
     confine_traceable: bool,
 }
 
+/// When something that a system may not have is done.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
-enum When {
+pub(super) enum When {
     #[default]
     Auto,
     Require,
