@@ -47,7 +47,9 @@ fn a_server_that_ends_ends_the_private_root() {
     let place = Place::new();
     let server = Serve::image(&debian(&place)).start();
     let session = uri(&server, "debian@x");
-    let options = ["--backend", "fuse", "--session", &session, "--", "sh", "-c", "echo ready; sleep 1000"];
+    // The first sleep brings the program in: without the device it could not be loaded any more.
+    let script = "sleep 0; echo ready; exec sleep 1000";
+    let options = ["--backend", "fuse", "--session", &session, "--", "sh", "-c", script];
     let mut command = place.memdev("run", &options);
     command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
     let mut child = command.spawn().unwrap();

@@ -92,6 +92,12 @@ class MemdevSmallPages(Memdev):
         procs.refuse_huge_pages()
 
 
+class MemdevUnlocked(Memdev):
+    """With memory that may be swapped out."""
+
+    options = ("--lock-memory", "off")
+
+
 class Ceiling(Server):
     def version(self, tools):
         return host.version(str(tools.load), "--version")
@@ -163,6 +169,9 @@ ALL = [
     MEMDEV_ONE_WORKER,
     MemdevSmallPages(
         "memdev-4k-pages", private=True, peer=False, rows=("randwrite-32", "write-128k-first", "mixed-64")
+    ),
+    MemdevUnlocked(
+        "memdev-unlocked", private=True, peer=False, rows=("randwrite-32", "write-128k-first", "mixed-64")
     ),
     MemdevSimple("memdev-simple", private=True, peer=False, rows=("fio-randread", "fio-randwrite")),
 ]
