@@ -113,6 +113,8 @@ fn session(c: &mut Criterion) {
         workers: 1,
         memory: Some(SIZE),
         lock_memory: LockMemory::default(),
+        seal: false,
+        overflow: None,
         session_memory: None,
         session_caps: Caps::default(),
         block_size: BlockSize::DEFAULT,

@@ -11,6 +11,7 @@ use memdev::net::{Address, Listener, Most};
 use memdev::overlay::Magazine;
 use memdev::proto::{Command, CommandFlags, Cookie, Request, SIMPLE_REPLY_SIZE};
 use memdev::session::{Caps, Limits, Registry};
+use memdev::sys::Buffer;
 use memdev::transmission::{Context, Flushed, Output, Pause, Share, Transmission, Warm};
 use std::io::{self, BufWriter, Cursor, Read, Write};
 use std::os::fd::AsFd;
@@ -74,6 +75,7 @@ struct Line {
     transmission: Transmission,
     magazine: Magazine,
     output: Output,
+    plain: Buffer,
     orders: Vec<Warm>,
     pieces: Vec<Piece>,
     near: UnixStream,
@@ -93,6 +95,7 @@ impl Line {
             linger: Duration::ZERO,
             sessions: Most { all: 1, each: None },
             caps: Caps::default(),
+            seal: false,
         };
         let (pool, total) = (Arc::clone(&memory.pool), Arc::clone(&memory.total));
         let registry = Registry::new(vec![source], Arc::clone(&pool), total, limits);
@@ -108,6 +111,7 @@ impl Line {
             transmission: Transmission::new(attachment, negotiated),
             magazine: Magazine::new(pool),
             output: Output::default(),
+            plain: Buffer::new(0x20000).expect("memory"),
             orders: Vec::new(),
             pieces: Vec::new(),
             near,
@@ -135,7 +139,8 @@ impl Line {
             at += used;
             loop {
                 let device = self.transmission.attachment().session().device();
-                let flushed = self.output.flush(self.near.as_fd(), Some(device), &mut self.magazine);
+                let (near, plain) = (self.near.as_fd(), &mut self.plain);
+                let flushed = self.output.flush(near, Some(device), &mut self.magazine, plain);
                 taken += drain(&mut self.far, &mut self.sink);
                 self.transmission.account(&mut self.output);
                 if flushed.expect("a socket that works") == Flushed::All {

@@ -32,6 +32,10 @@ pub enum ErrorKind {
     Protocol,
     /// The server is shutting down.
     Shutdown,
+    /// It is not in memory now and has to be brought there first: to be tried again then. Nobody outside is told so.
+    Away,
+    /// It is another server's, which has taken over, or is being taken over from.
+    Elsewhere,
 }
 
 /// A failure: its kind, what was being done, on what, and the cause underneath.

@@ -42,7 +42,7 @@ macro_rules! targets {
     };
 }
 
-targets! { arguments client conversation handshake option partition request steps uri }
+targets! { answers arguments client conversation ext4 handshake option partition qcow2 request steps uri }
 
 #[test]
 fn every_directory_of_seeds_is_a_target_that_is_tested() {

@@ -259,6 +259,51 @@ fn private_roots_on_the_kernels_driver_linux_6_12() {
     private_roots("6.12");
 }
 
+/// Control groups of private roots, on kernels with what this machine may not have; see the job.
+fn control_groups(kernel: &str, version: &str) {
+    let _turn = turn();
+    let dir = scratch();
+    let disk = Image::empty(dir.path().join("disk.img"), 32 * MIB).path;
+    let vm = Vm::job(kernel, "groups.sh").memdev(dir.path()).add(&disk, "/disk.img").env("VERSION", version);
+    vm.option("--module", "loop").option("--module", "fuse").succeed();
+}
+
+#[test]
+fn limits_hold_by_control_groups_of_version_2_linux_6_1() {
+    control_groups("6.1", "2");
+}
+
+#[test]
+fn limits_hold_by_control_groups_of_version_2_linux_6_12() {
+    control_groups("6.12", "2");
+}
+
+#[test]
+fn limits_hold_by_control_groups_of_version_1() {
+    control_groups("6.1", "1");
+}
+
+/// What a private root had in memory is in no swap, core or file, and nowhere in the machine's memory when it has ended; see the job.
+fn footprints(kernel: &str) {
+    let _turn = turn();
+    let dir = scratch();
+    let disk = Image::empty(dir.path().join("disk.img"), 32 * MIB).path;
+    let vm = Vm::job(kernel, "footprints.sh").memdev(dir.path()).add(&disk, "/disk.img");
+    let vm = vm.program("grep").program("script").option("--append", "init_on_free=1");
+    let modules = ["loop", "fuse", "zram", "lzo-rle"];
+    modules.iter().fold(vm, |vm, module| vm.option("--module", module)).succeed();
+}
+
+#[test]
+fn nothing_is_left_of_private_roots_linux_6_1() {
+    footprints("6.1");
+}
+
+#[test]
+fn nothing_is_left_of_private_roots_linux_6_12() {
+    footprints("6.12");
+}
+
 /// A copy of the Debian root image that machines boot from, of which nothing is in memory.
 fn cold_root(dir: &Path) -> Image {
     let golden = std::env::var("MEMDEV_ROOT_IMAGE").expect(

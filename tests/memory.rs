@@ -59,6 +59,31 @@ fn a_session_over_its_budget_gets_enospc_and_loses_nothing() {
     }
 }
 
+/// A limit is a limit to the byte, and of a request that goes beyond it, what fits is written.
+#[test]
+fn a_session_gets_enospc_at_the_right_byte() {
+    let (_dir, image, server) = serve(64 * MIB, &["--session-memory", "1M"]);
+    let mut client = server.client("base");
+    let data = Random::new(1).bytes(MIB + 4096);
+    // Scattered, so that no two are neighbours.
+    let place = |block: u64| block * 3 * 4096;
+    for block in 0..256 {
+        client.write(place(block) + 100, &data[..1000]);
+    }
+    for block in 256..300 {
+        client.call(&Request::write(place(block), &data[..1])).fails(nbd::ENOSPC);
+        assert_bytes(&client.read(place(block), 4096), &image.bytes(place(block), 4096), place(block));
+    }
+    client.trim(0, 64 * MIB);
+    client.call(&Request::write(8192, &data)).fails(nbd::ENOSPC);
+    assert_bytes(&client.read(8192, MIB), &data[..1 << 20], 8192);
+    assert_eq!(client.read(8192 + MIB, 4096), [0; 4096], "as it was trimmed to");
+    // To the block that is free again, and no further.
+    client.trim(8192, 4096);
+    client.write(32 * MIB, &data[..4096]);
+    client.call(&Request::write(40 * MIB, &data[..1])).fails(nbd::ENOSPC);
+}
+
 #[test]
 fn a_full_session_is_nobody_elses_trouble() {
     let (_dir, image, server) = serve(64 * MIB, &["--session-memory", "2M"]);
@@ -101,6 +126,74 @@ fn the_servers_budget_holds_for_all_sessions_together() {
         reply.error.is_none()
     });
     assert_filled(&mut second, MIB, more, 2);
+}
+
+/// As long as nobody else wants any, one session may have everything; when it is short, whoever has the most is refused
+/// first, and nobody loses what was acknowledged.
+#[test]
+fn when_memory_is_short_the_largest_is_refused_first_and_nothing_is_lost() {
+    const TOTAL: u64 = 64 * MIB;
+    let (_dir, image, server) = serve(128 * MIB, &["--memory", "64M"]);
+    let before = server.usage();
+    let mut hog = server.client("base@hog");
+    let mut small: Vec<_> = (0..8).map(|_| Checked::new(server.client("base"), &image)).collect();
+    for client in &mut small {
+        client.write(0, &Random::new(1).bytes(4096));
+    }
+    let taken = fill(&mut hog, 0, 1);
+    assert!((58 * MIB..=60 * MIB).contains(&taken), "it leaves a sixteenth: {taken}");
+    // The others do not notice: they write into the reserve, anywhere and in any way.
+    let mut random = Random::new(2);
+    for turn in 0..100 {
+        let client = &mut small[turn % 8];
+        let offset = random.below(8 * MIB);
+        let length = 1 + random.below(8000);
+        client.write(offset, &random.bytes(length));
+        client.read(offset.saturating_sub(5000), 20_000);
+    }
+    hog.call(&Request::write(120 * MIB, &[1; 4096])).fails(nbd::ENOSPC);
+    // It can write what it has, and trim what it likes.
+    hog.write(0, &Random::new(1).bytes(64 << 10));
+    hog.call(&Request::trim(taken - 60_000, 3000)).ok();
+
+    // Newcomers are welcome, until what is left is what those who are there may need.
+    let mut more = Vec::new();
+    let refusal = loop {
+        match server.try_client("base") {
+            Ok(mut client) => {
+                client.write(0, &Random::new(3).bytes(256 << 10));
+                more.push(client);
+            }
+            Err(refusal) => break refusal,
+        }
+        assert!(more.len() < 64, "there is no end to newcomers");
+    };
+    assert!(!more.is_empty(), "the largest keeps nobody out");
+    let why = String::from_utf8(refusal.data).expect("text");
+    assert_eq!(refusal.kind, nbd::REP_ERR_POLICY, "{why}");
+    assert!(
+        why.starts_with("Nearly all of the server's memory is used, so there are no new sessions"),
+        "{why}"
+    );
+    assert!(server.try_client("base@hog").is_ok(), "who is there can be entered");
+    small[0].write(40 * MIB, &random.bytes(300_000));
+
+    // What is acknowledged is there, and what is in memory is within the budget.
+    let resident = server.usage().private - before.private;
+    assert!(resident <= TOTAL + TOTAL / 20 + SLACK, "{resident} bytes are in memory");
+    assert_filled(&mut hog, 0, taken - (64 << 10), 1);
+    for (index, client) in small.iter_mut().enumerate() {
+        client.read(0, 9 * MIB);
+        if index == 0 {
+            client.read(40 * MIB, 300_000);
+        }
+    }
+    for client in &mut more {
+        assert_bytes(&client.read(0, 256 << 10), &Random::new(3).bytes(256 << 10), 0);
+    }
+    hog.trim(0, 8 * MIB);
+    server.client("base").write(0, &[1; 4096]);
+    hog.write(120 * MIB, &[1; 4096]);
 }
 
 #[test]

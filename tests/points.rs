@@ -28,6 +28,14 @@ struct House {
 }
 
 fn house(image: &Image, dir: TempDir, memory: u64) -> House {
+    house_that(image, dir, memory, false)
+}
+
+/// With which kinds of sessions things are tried: those that are not sealed, and those that are.
+const KINDS: [bool; 2] = [false, true];
+
+/// Whose sessions are sealed, or are not.
+fn house_that(image: &Image, dir: TempDir, memory: u64, seal: bool) -> House {
     let socket = dir.path().join("socket");
     let server = Server::start(ServerConfig {
         images: vec![("root".into(), image.path.clone())],
@@ -36,6 +44,8 @@ fn house(image: &Image, dir: TempDir, memory: u64) -> House {
         workers: 2,
         memory: Some(memory),
         lock_memory: LockMemory::default(),
+        seal,
+        overflow: None,
         session_memory: None,
         session_caps: Caps::default(),
         block_size: BlockSize::DEFAULT,
@@ -154,9 +164,13 @@ fn write_log(house: &House, session: &str, log: &Mutex<Log>, most: u64, stop: &A
 
 #[test]
 fn checkpoints_and_forks_under_load_are_of_one_moment() {
+    KINDS.into_iter().for_each(try_that_checkpoints_and_forks_under_load_are_of_one_moment);
+}
+
+fn try_that_checkpoints_and_forks_under_load_are_of_one_moment(seal: bool) {
     let dir = scratch();
     let image = Image::empty(dir.path().join("root.img"), 32 * MIB);
-    let house = house(&image, dir, 512 * MIB);
+    let house = house_that(&image, dir, 512 * MIB, seal);
     let log = Mutex::new(Log::default());
     let most = image.size / RECORD;
     let done = AtomicBool::new(false);
@@ -206,9 +220,13 @@ fn checkpoints_and_forks_under_load_are_of_one_moment() {
 
 #[test]
 fn a_rollback_under_load_takes_back_all_or_nothing_of_a_record() {
+    KINDS.into_iter().for_each(try_that_a_rollback_under_load_takes_back_all_or_nothing_of_a_record);
+}
+
+fn try_that_a_rollback_under_load_takes_back_all_or_nothing_of_a_record(seal: bool) {
     let dir = scratch();
     let image = Image::empty(dir.path().join("root.img"), 64 * MIB);
-    let house = house(&image, dir, 512 * MIB);
+    let house = house_that(&image, dir, 512 * MIB, seal);
     let (log, stop) = (Mutex::new(Log::default()), AtomicBool::new(false));
     let most = image.size / RECORD;
     let mut reader = house.attach("root@log");
@@ -252,10 +270,14 @@ fn a_rollback_under_load_takes_back_all_or_nothing_of_a_record() {
 
 #[test]
 fn a_long_read_that_has_begun_is_of_before_the_rollback() {
+    KINDS.into_iter().for_each(try_that_a_long_read_that_has_begun_is_of_before_the_rollback);
+}
+
+fn try_that_a_long_read_that_has_begun_is_of_before_the_rollback(seal: bool) {
     const LENGTH: u64 = 32 * MIB;
     let dir = scratch();
     let image = Image::random(dir.path().join("root.img"), LENGTH, 1);
-    let house = house(&image, dir, 512 * MIB);
+    let house = house_that(&image, dir, 512 * MIB, seal);
     let mut client = house.attach("root@x");
     for at in 0..LENGTH / MIB {
         client.write(at * MIB, &[7; 1 << 20]);
@@ -274,9 +296,13 @@ fn a_long_read_that_has_begun_is_of_before_the_rollback() {
 
 #[test]
 fn a_write_of_which_a_part_is_lost_fails() {
+    KINDS.into_iter().for_each(try_that_a_write_of_which_a_part_is_lost_fails);
+}
+
+fn try_that_a_write_of_which_a_part_is_lost_fails(seal: bool) {
     let dir = scratch();
     let image = Image::random(dir.path().join("root.img"), 8 * MIB, 1);
-    let house = house(&image, dir, 64 * MIB);
+    let house = house_that(&image, dir, 64 * MIB, seal);
     let mut client = house.attach("root@x");
     let request = Request::write(0, &vec![7; size(MIB)]).bytes_in(Style::Simple, 5);
     let (now, later) = request.split_at(request.len() / 2 + 64);

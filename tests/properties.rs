@@ -88,8 +88,11 @@ fn images(dir: &std::path::Path) -> Vec<Image> {
     ]
 }
 
-fn serve(images: &[Image]) -> Server {
-    let serve = Serve::image(&images[0]).args(["--workers", "2", "--linger", "60s"]);
+/// What is tried with every kind of server: blocks lie open in memory, or are sealed.
+const KINDS: [&[&str]; 2] = [&[], &["--seal"]];
+
+fn serve(images: &[Image], args: &[&str]) -> Server {
+    let serve = Serve::image(&images[0]).args(["--workers", "2", "--linger", "60s"]).args(args);
     images[1..].iter().fold(serve, Serve::and).start()
 }
 
@@ -138,11 +141,11 @@ fn apply(checked: &mut Checked, operation: &Operation) {
 fn a_session_is_an_array_of_bytes() {
     let dir = scratch();
     let images = images(dir.path());
-    let server = serve(&images);
+    let servers = KINDS.map(|args| serve(&images, args));
     let styles = prop::sample::select(&Style::ALL[..]);
-    let strategy = (0..images.len(), styles, vec(operation(1), 1..60));
-    run(200, &strategy, |(index, style, operations)| {
-        let client = attach(&server, style, &index.to_string());
+    let strategy = (0..images.len(), styles, vec(operation(1), 1..60), 0..KINDS.len());
+    run(300, &strategy, |(index, style, operations, kind)| {
+        let client = attach(&servers[kind], style, &index.to_string());
         let mut checked = Checked::new(client, &images[index]);
         for operation in &operations {
             apply(&mut checked, operation);
@@ -156,13 +159,13 @@ fn a_session_is_an_array_of_bytes() {
 fn several_connections_of_a_session_are_one_array_of_bytes() {
     let dir = scratch();
     let images = images(dir.path());
-    let server = serve(&images);
+    let servers = KINDS.map(|args| serve(&images, args));
     let counter = std::cell::Cell::new(0);
-    let strategy = (0..images.len(), vec(operation(3), 1..80));
-    run(120, &strategy, |(index, operations)| {
+    let strategy = (0..images.len(), vec(operation(3), 1..80), 0..KINDS.len());
+    run(180, &strategy, |(index, operations, kind)| {
         let name = fresh_name(index, &counter);
         // Each has headers of another style.
-        let attach = |n: usize| attach(&server, Style::ALL[n], &name);
+        let attach = |n: usize| attach(&servers[kind], Style::ALL[n], &name);
         let mut clients: Vec<Option<Client>> = (0..3).map(|n| Some(attach(n))).collect();
         let mut model = Model::of(&images[index]);
         for operation in &operations {
@@ -189,11 +192,12 @@ fn several_connections_of_a_session_are_one_array_of_bytes() {
 fn concurrent_neighbours_on_one_session_never_lose_a_byte() {
     let dir = scratch();
     let image = Image::sparse(dir.path().join("0.img"), 300_001, &[0..100_000, 200_000..300_001], 3);
-    let server = serve(std::slice::from_ref(&image));
+    let servers = KINDS.map(|args| serve(std::slice::from_ref(&image), args));
     let counter = std::cell::Cell::new(0);
     // The device is cut into pieces at any byte; each belongs to one of four connections, which work all at once.
     let pieces = vec((1..9000_u32, 0..4_usize, step(), 0..4_usize), 20..120);
-    run(100, &pieces, |pieces| {
+    let pieces = (pieces, 0..KINDS.len());
+    run(150, &pieces, |(pieces, kind)| {
         let name = fresh_name(0, &counter);
         let mut model = Model::of(&image);
         let mut lists: Vec<Vec<Request>> = vec![Vec::new(); 4];
@@ -226,7 +230,7 @@ fn concurrent_neighbours_on_one_session_never_lose_a_byte() {
             offset += length;
         }
         let styles = Style::ALL.into_iter().chain([Style::Extended]);
-        let mut clients: Vec<Client> = styles.map(|style| server.client_in(style, &name)).collect();
+        let mut clients: Vec<Client> = styles.map(|style| servers[kind].client_in(style, &name)).collect();
         std::thread::scope(|scope| {
             for (client, list) in clients.iter_mut().zip(&lists) {
                 let image = &image;

@@ -75,7 +75,7 @@ fn a_session_has_room_for_256_connections_and_others_do_not_wait_for_them() {
     let (_dir, image, server) = serve();
     let mut all: Vec<Client> = (0..256).map(|_| server.simple("base@crowded")).collect();
     let refusal = server.try_client("base@crowded").map(drop).expect_err("there is no room");
-    assert_eq!(refusal.kind, nbd::REP_ERR_TOO_BIG);
+    assert_eq!(refusal.kind, nbd::REP_ERR_POLICY);
     all[0].write(0, b"seen by all");
     assert_eq!(all[255].read(0, 11), b"seen by all");
     all.truncate(200);

@@ -1,8 +1,8 @@
 //! What people type: sizes, durations, and images with their names. The first byte says which of them the rest is.
 //!
-//! They are the command's own and not the library's, so their files are taken in here.
+//! All but durations are the command's own and not the library's, so their files are taken in here.
 
-#[path = "../../src/cli/duration.rs"]
+#[path = "../../src/duration.rs"]
 mod duration;
 #[allow(dead_code, reason = "only the parser is wanted")]
 #[path = "../../src/cli/image.rs"]

@@ -44,7 +44,6 @@ impl Environment for World {
             }),
             "p" => Err(Refusal::Policy("not yours".into())),
             "s" => Err(Refusal::Shutdown),
-            "t" => Err(Refusal::TooBig("no memory left".into())),
             "i" => Err(Refusal::Invalid("not a name".into())),
             _ => Err(Refusal::Unknown),
         }
@@ -136,6 +135,7 @@ fn talk(knobs: u8, client: &[u8], lengths: impl IntoIterator<Item = usize>) -> T
     }
     let ending = match progress {
         Progress::More | Progress::StartTls => Ending::More,
+        Progress::Elsewhere { .. } => panic!("there is no other server"),
         Progress::Closed => Ending::Closed(handshake.close_reason().expect("a reason").to_string()),
         Progress::Ready { export, info, negotiated } => Ending::Ready(export, info, negotiated),
     };

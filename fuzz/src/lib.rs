@@ -4,12 +4,15 @@
 //! a module here, three lines in `fuzz_targets/`, a `[[bin]]`, and seeds in `seeds/<target>/`, named by what they hold;
 //! `tools/fuzz` and the test find it by its seeds.
 
+pub mod answers;
 pub mod arguments;
 pub mod client;
 pub mod conversation;
+pub mod ext4;
 pub mod handshake;
 pub mod option;
 pub mod partition;
+pub mod qcow2;
 pub mod request;
 pub mod steps;
 pub mod uri;
@@ -19,12 +22,15 @@ pub type Body = fn(&[u8]);
 
 /// Every target by its name.
 pub const TARGETS: &[(&str, Body)] = &[
+    ("answers", answers::body),
     ("arguments", arguments::body),
     ("client", client::body),
     ("conversation", conversation::body),
+    ("ext4", ext4::body),
     ("handshake", handshake::body),
     ("option", option::body),
     ("partition", partition::body),
+    ("qcow2", qcow2::body),
     ("request", request::body),
     ("steps", steps::body),
     ("uri", uri::body),

@@ -10,19 +10,16 @@
 //!
 //! If either end sees the other's end before `kept`, it undoes its part.
 
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
-};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use serde_json::{Value, json};
 
 use super::MAX_CONNECTIONS;
 use crate::client::Export;
 use crate::error::{Error, ErrorKind};
+use crate::net::rights;
 use crate::proto::TransmissionFlags;
 
 /// The longest message: names and paths, with room.
@@ -30,6 +27,7 @@ const MESSAGE_MAX: usize = 64 << 10;
 
 /// The most descriptors in a message: the record, its directory, /dev/fuse, an image, and the connections.
 const DESCRIPTORS_MAX: usize = 8 + MAX_CONNECTIONS as usize;
+const _: () = assert!(DESCRIPTORS_MAX <= rights::MOST);
 
 /// Two ends of a connection that keeps messages apart.
 pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
@@ -43,39 +41,24 @@ pub(crate) fn send(
     message: &Value,
     descriptors: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
-    let bytes = message.to_string();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    rustix::net::sendmsg(socket, &[IoSlice::new(bytes.as_bytes())], &mut ancillary, SendFlags::NOSIGNAL)?;
-    Ok(())
+    rights::send(socket, message.to_string().as_bytes(), descriptors, SendFlags::empty()).map(drop)
 }
 
 /// Receives one message with its descriptors; `None` when the other end has gone.
 pub(crate) fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Value, Vec<OwnedFd>)>> {
     let mut bytes = vec![0; MESSAGE_MAX];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let received = loop {
-        let mut slices = [IoSliceMut::new(&mut bytes)];
-        match rustix::net::recvmsg(socket, &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
-            Err(rustix::io::Errno::INTR) => {}
+    let (length, descriptors) = loop {
+        match rights::receive(socket, &mut bytes, RecvFlags::empty()) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // It had something unread when it died.
-            Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
             result => break result?,
         }
     };
-    if received.bytes == 0 {
+    if length == 0 {
         return Ok(None);
     }
-    let descriptors = ancillary.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(rights) => Some(rights),
-        _ => None,
-    });
-    let descriptors = descriptors.flatten().collect();
-    let value = serde_json::from_slice(&bytes[..received.bytes]).map_err(|_| io::ErrorKind::InvalidData)?;
+    let value = serde_json::from_slice(&bytes[..length]).map_err(|_| io::ErrorKind::InvalidData)?;
     Ok(Some((value, descriptors)))
 }
 

@@ -7,22 +7,21 @@
 //! be taken away. (To go on with a server that was started anew would be to put another disk under a mounted file
 //! system.)
 
-use std::fs::File;
 use std::io::IsTerminal;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::Signal;
+use rustix::thread::LinkNameSpaceType;
 
 use super::control::{self, Told};
-use super::fuse::disk::{Asked, Disk};
+use super::family::{self, Answers, Family, Member};
 use super::isolation;
 use super::record;
+use super::serving::{File, Loss, Serving};
 use crate::client;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handshake::Knobs;
@@ -68,10 +67,14 @@ fn become_daemon() -> std::io::Result<OwnedFd> {
         return Err(std::io::ErrorKind::InvalidInput.into());
     }
     let control = rustix::io::fcntl_dupfd_cloexec(control, 3)?;
-    rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
+    rustix::stdio::dup2_stdin(std::fs::File::open("/dev/null")?)?;
     // It leads a session already if somebody started it by setsid; that is as good.
     let _ = rustix::process::setsid();
     rustix::process::chdir("/")?;
+    // What passes through it is what is on the device. Only root gets at the daemon's own root directory, by which forks of
+    // its device are asked for, when the daemon is closed to its own user.
+    crate::confine::empty_cores()?;
+    crate::confine::forbid_dumps(!rustix::process::geteuid().is_root())?;
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     let _ = rustix::thread::set_name(c"memdev-attach");
     Ok(control)
@@ -89,13 +92,17 @@ struct Order {
     connections: u32,
     memory: Option<u64>,
     read_only: bool,
+    /// Whether the file is used as a file, and not as what is behind a device with a cache.
+    cached: bool,
     die_with_parent: bool,
     told: Option<Told>,
     /// Held, and so locked, for as long as this process lives.
-    _record: OwnedFd,
+    record: OwnedFd,
     directory: OwnedFd,
     /// Where the kernel's requests come from.
     requests: Option<OwnedFd>,
+    /// The user namespace to be in.
+    ids: Option<OwnedFd>,
     image: Option<OwnedFd>,
     sockets: Vec<OwnedFd>,
 }
@@ -111,6 +118,7 @@ fn take_order(control: &OwnedFd) -> Result<Order> {
     let (record, directory) = (next()?, next()?);
     let file = value["file"].as_str().map(str::to_owned);
     let requests = file.is_some().then(&mut next).transpose()?;
+    let ids = flag("ids")?.then(&mut next).transpose()?;
     let image = flag("image")?.then(&mut next).transpose()?;
     Ok(Order {
         id: text("id")?,
@@ -121,11 +129,13 @@ fn take_order(control: &OwnedFd) -> Result<Order> {
         connections: value["connections"].as_u64().and_then(|n| u32::try_from(n).ok()).ok_or_else(bad)?,
         memory: value["memory"].as_u64(),
         read_only: flag("read_only")?,
+        cached: ids.is_some(),
         die_with_parent: flag("die_with_parent")?,
         told: Told::from_json(&value["told"]),
-        _record: record,
+        record,
         directory,
         requests,
+        ids,
         image,
         sockets: descriptors.collect(),
     })
@@ -134,6 +144,12 @@ fn take_order(control: &OwnedFd) -> Result<Order> {
 impl Order {
     /// Serves the device until it is gone. `control` is closed when the command has kept it.
     fn serve(mut self, control: &mut Option<OwnedFd>) -> Result<()> {
+        let ordinary = self.ids.is_some();
+        if let Some(ids) = self.ids.take() {
+            // There it may have a mount namespace of its own.
+            rustix::thread::move_into_link_name_space(ids.as_fd(), Some(LinkNameSpaceType::User))
+                .map_err(|error| Error::io("Cannot enter the user namespace", error))?;
+        }
         if self.die_with_parent {
             rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
                 .map_err(|error| Error::io("Cannot watch for the parent's end", error))?;
@@ -141,7 +157,7 @@ impl Order {
         // All of this is inherited by threads, and so comes before there are any. The budget is read from files that are
         // not to be seen any more afterwards.
         let memory = self.memory.unwrap_or_else(default_budget);
-        isolation::lock_memory();
+        isolation::lock_memory(ordinary);
         isolation::leave_mounts(Path::new(&self.state))?;
 
         let server = match self.image.take() {
@@ -149,18 +165,29 @@ impl Order {
             None => None,
         };
         let told = self.told.ok_or_else(|| Error::new(ErrorKind::Invalid, "Nobody told what is served"))?;
-        let gone = match self.file.take().zip(self.requests.take()) {
+        let outcome = match self.file.take().zip(self.requests.take()) {
             Some((file, requests)) => self.answer_kernel(file, requests, told, control)?,
             None => self.watch_kernel(told, control)?,
         };
-        if let Some(server) = server {
-            // Wipes what the session held.
-            server.stop()?;
-        }
-        if gone {
-            record::remove(self.directory.as_fd(), &self.id);
-        }
-        Ok(())
+        let server = match outcome {
+            Outcome::Gone => {
+                record::remove(self.directory.as_fd(), &self.id);
+                server
+            }
+            Outcome::Unknown => server,
+            Outcome::Family(maker, answers) => {
+                // Only sessions of its own can be forked, and only where nobody else gets at its door.
+                let door = (server.is_some() && !ordinary).then(family::make_door).transpose()?;
+                let address = Address::unix(SOCKET)?;
+                let server = server.map(|server| (server, address));
+                let Self { id, export, record, directory, .. } = self;
+                let record = Some(record);
+                let first = Member { id, export, record, directory, maker, left: false, answers };
+                Family::new(server, door, first).live()?
+            }
+        };
+        // Wipes what the sessions held.
+        server.map_or(Ok(()), Server::stop)
     }
 
     /// Serves the image, and connects to it as the session's only client.
@@ -176,6 +203,8 @@ impl Order {
             workers: connections.min(cpus),
             memory: Some(memory),
             lock_memory: LockMemory::default(),
+            seal: false,
+            overflow: None,
             session_memory: None,
             session_caps: Caps::default(),
             block_size: BlockSize::DEFAULT,
@@ -199,58 +228,43 @@ impl Order {
     /// Answers the kernel until it wants nothing any more, which means that the device is gone.
     fn answer_kernel(
         &mut self,
-        file: String,
+        name: String,
         requests: OwnedFd,
         told: Told,
         control: &mut Option<OwnedFd>,
-    ) -> Result<bool> {
-        let failed = |error| Error::io("Cannot serve the file to the kernel", error);
-        let ending = Arc::new(AtomicBool::new(false));
-        let mut lanes = Vec::new();
-        for socket in self.sockets.drain(..) {
-            let (submitter, receiver) = client::pipeline::<Asked>(socket).map_err(failed)?;
-            lanes.push(submitter);
-            let ending = Arc::clone(&ending);
-            spawn("replies", move || {
-                let error = receiver.run(Asked::answer);
-                if !ending.load(Ordering::Acquire) {
-                    tracing::error!("The device has lost its server: {error}");
-                    std::process::exit(1);
-                }
-            })?;
-        }
-        let threads = lanes.len();
-        let disk = Disk::new(file, told, self.read_only, lanes, Arc::clone(&ending));
-        let mut config = fuser::Config::default();
-        config.n_threads = Some(threads);
-        let session =
-            fuser::Session::from_fd(disk, requests, fuser::SessionACL::All, config).map_err(failed)?;
-        let session = spawn("requests", move || session.run())?;
-
-        if !is_kept(control, told, &[])? && !session.is_finished() {
+    ) -> Result<Outcome> {
+        let file = File { name, requests, told, read_only: self.read_only, cached: self.cached };
+        let sockets = std::mem::take(&mut self.sockets);
+        let serving = Serving::start(file, sockets, Loss::End)?;
+        let kept = keep(control, told, &[])?;
+        if matches!(kept, Kept::No) && !serving.is_over() {
             // What the command has made, if it came to that, is without a server now, and whoever attaches or detaches
             // next frees it.
             std::process::exit(1);
         }
-        match session.join() {
-            Ok(result) => result.map_err(failed)?,
-            Err(_) => return Err(Error::new(ErrorKind::Io, "A thread of the daemon had failed")),
+        if let Kept::WithMaker(maker) = kept {
+            return Ok(Outcome::Family(maker, Answers::Here(serving)));
         }
-        Ok(true)
+        serving.join()?;
+        Ok(Outcome::Gone)
     }
 
     /// Lets the kernel have the sockets, and waits until all of them have come to their end: the server's, or that of the
     /// device. Which of the two it was cannot be told from here.
-    fn watch_kernel(&mut self, told: Told, control: &mut Option<OwnedFd>) -> Result<bool> {
+    fn watch_kernel(&mut self, told: Told, control: &mut Option<OwnedFd>) -> Result<Outcome> {
         let failed = |error: rustix::io::Errno| Error::io("Cannot watch the connections", error);
         // To a server of its own the daemon has connected, else the command.
         let made = if self.export_is_served_here { &self.sockets[..] } else { &[] };
-        if !is_kept(control, told, made)? {
+        let kept = keep(control, told, made)?;
+        if matches!(kept, Kept::No) {
             for socket in &self.sockets {
                 // The kernel may have them already: then its device fails every request from now on.
                 let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
             }
             std::process::exit(1);
+        }
+        if let Kept::WithMaker(maker) = kept {
+            return Ok(Outcome::Family(maker, Answers::Kernel(std::mem::take(&mut self.sockets))));
         }
         while !self.sockets.is_empty() {
             let watched = PollFlags::RDHUP;
@@ -263,29 +277,40 @@ impl Order {
             let mut ended = ended.into_iter();
             self.sockets.retain(|_| !ended.next().unwrap_or(false));
         }
-        Ok(false)
+        Ok(Outcome::Unknown)
     }
+}
+
+/// What became of a device.
+enum Outcome {
+    /// The kernel has let go of it.
+    Gone,
+    /// It has lost its server, or it is gone.
+    Unknown,
+    /// Its maker looks after it, from now on.
+    Family(OwnedFd, Answers),
+}
+
+/// Whether the device stays.
+enum Kept {
+    No,
+    /// On its own.
+    Alone,
+    /// As long as its maker looks after it, who is known by this channel.
+    WithMaker(OwnedFd),
 }
 
 /// Tells the command what is served, with the sockets that it does not have, and waits for its word that the device is
 /// kept. If it ends without that, there is nobody who knows of the device.
-fn is_kept(control: &mut Option<OwnedFd>, told: Told, sockets: &[OwnedFd]) -> Result<bool> {
+fn keep(control: &mut Option<OwnedFd>, told: Told, sockets: &[OwnedFd]) -> Result<Kept> {
     let failed = |error| Error::io("Cannot talk to the command", error);
     let Some(command) = control.take() else { return Err(failed(std::io::ErrorKind::NotConnected.into())) };
     let sockets: Vec<_> = sockets.iter().map(OwnedFd::as_fd).collect();
     control::send(command.as_fd(), &told.to_json(), &sockets).map_err(failed)?;
     let word = control::receive(command.as_fd()).map_err(failed)?;
-    let kept = word.is_some_and(|(word, _)| word["kept"] == true);
-    if !kept {
+    let Some((word, _)) = word.filter(|(word, _)| word["kept"] == true) else {
         tracing::info!("Nobody keeps the device");
-    }
-    Ok(kept)
-}
-
-fn spawn<T: Send + 'static>(
-    name: &str,
-    body: impl FnOnce() -> T + Send + 'static,
-) -> Result<std::thread::JoinHandle<T>> {
-    let thread = std::thread::Builder::new().name(name.to_owned());
-    thread.spawn(body).map_err(|error| Error::io("Cannot start a thread", error).on(name))
+        return Ok(Kept::No);
+    };
+    Ok(if word["maker"] == true { Kept::WithMaker(command) } else { Kept::Alone })
 }

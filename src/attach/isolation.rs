@@ -28,11 +28,18 @@ use rustix::mount::{
     move_mount, open_tree, unmount,
 };
 
+use rustix::process::{Resource, getrlimit};
+
 use crate::error::{Error, Result};
 use crate::sys;
 
-/// Locks what this process has in memory, and what it will have. Where that is not allowed, it goes on without.
-pub(super) fn lock_memory() {
+/// Locks what this process has in memory, and what it will have. Where that is not allowed, it goes on without: above all
+/// an `ordinary` user, who may lock a little, and whose every reservation of address space would count as that.
+pub(super) fn lock_memory(ordinary: bool) {
+    if ordinary && getrlimit(Resource::Memlock).current.is_some() {
+        tracing::info!("An ordinary user's daemon is not locked in memory");
+        return;
+    }
     // All that is there now is read in, program and all. What comes later is locked where it is touched: threads reserve
     // far more for their stacks than they use. (Overlays and images are not, see `sys`: their memory goes back.)
     let now = rustix::mm::mlockall(MlockAllFlags::CURRENT);
@@ -57,6 +64,12 @@ pub(super) fn leave_mounts(over: &Path) -> Result<()> {
             Error::io(format!("Cannot get a mount namespace of its own ({step})"), io::Error::from(error))
         }
     };
+    // First, since somebody without the rights of root may mount there only.
+    sys::process::leave_mount_namespace()
+        .map_err(|error| Error::io("Cannot get a mount namespace", error))?;
+    // Nothing that happens here is to be seen elsewhere, and the other way round.
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .map_err(failed("private"))?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
@@ -66,13 +79,10 @@ pub(super) fn leave_mounts(over: &Path) -> Result<()> {
     fsconfig_create(&config).map_err(failed("tmpfs"))?;
     let root = fsmount(&config, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(failed("tmpfs"))?;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let proc = open_tree(CWD, "/proc", flags).map_err(failed("/proc"))?;
-
-    sys::process::leave_mount_namespace()
-        .map_err(|error| Error::io("Cannot get a mount namespace", error))?;
-    // Nothing that happens here is to be seen elsewhere, and the other way round.
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .map_err(failed("private"))?;
+    let proc = open_tree(CWD, "/proc", flags)
+        // Without the rights of root, what is mounted below it must come along.
+        .or_else(|_| open_tree(CWD, "/proc", flags | OpenTreeFlags::AT_RECURSIVE))
+        .map_err(failed("/proc"))?;
     move_mount(&root, "", CWD, over, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(failed("root"))?;
     rustix::process::chdir(over).map_err(failed("root"))?;
     rustix::fs::mkdir("proc", Mode::RWXU).map_err(failed("/proc"))?;

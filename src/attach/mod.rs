@@ -25,13 +25,18 @@ mod claim;
 pub(crate) mod control;
 pub mod daemon;
 mod device;
-mod fuse;
+mod family;
+pub(crate) mod file;
+mod fork;
+pub(crate) mod fuse;
 mod isolation;
+mod keeper;
 mod loop_device;
 mod nbd;
 mod plan;
 mod process;
 pub(crate) mod record;
+mod serving;
 mod usage;
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -43,6 +48,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::net::Uri;
 
 pub use device::Device;
+pub(crate) use fork::{AtThatMoment, fork};
+pub use keeper::Keeper;
 use plan::{Opened, Plan};
 use process::{Daemon, Process};
 pub use record::{DIRECTORY, Record};
@@ -138,6 +145,11 @@ impl Attached {
         &self.device
     }
 
+    /// What it is written down under.
+    pub(crate) fn id(&self) -> &str {
+        self.undo.as_ref().map_or("", |made| made.entry.id())
+    }
+
     /// From now on the device, a loop device, shows `length` bytes from `offset` on only, and waits until it does.
     ///
     /// # Errors
@@ -166,11 +178,12 @@ impl Attached {
     }
 
     /// From now on the device lives as long as somebody has it open or mounted: the file that is returned, or what was
-    /// mounted while that was open. Then the kernel lets go of it, and its daemon ends.
+    /// mounted while that was open. Then the kernel lets go of it, and its daemon ends. Whoever has the [`Keeper`] looks after
+    /// it in the meantime: without, it fails.
     ///
     /// # Errors
     /// Its daemon died in the meantime, or the kernel refuses; the device is taken away then.
-    pub fn keep_while_used(self) -> Result<(std::fs::File, Child)> {
+    pub fn keep_while_used(mut self) -> Result<(std::fs::File, Keeper)> {
         let failed = |error| Error::io("Cannot hand over", error).on_path(self.device.path());
         let writes = !self.record.read_only;
         let file =
@@ -181,7 +194,16 @@ impl Attached {
         } else {
             loop_device::release_with_last_user(&file).map_err(failed)?;
         }
-        Ok((file, self.keep()?))
+        let gone = || Error::new(ErrorKind::NotFound, "The device has been taken away");
+        let Made { device, entry, directory, daemon } = self.undo.take().ok_or_else(gone)?;
+        match daemon.look_after() {
+            Ok(keeper) => Ok((file, keeper)),
+            Err((error, daemon)) => {
+                drop(file);
+                Made { device, entry, directory, daemon }.undo();
+                Err(Error::io("The daemon of the new device has died", error))
+            }
+        }
     }
 }
 
@@ -214,6 +236,11 @@ pub fn attach(options: &Options) -> Result<Attached> {
         Backend::Nbd => nbd::make(&plan, sockets),
         Backend::Auto | Backend::Fuse => fuse::make(&plan, sockets),
     };
+    finish(made, &directory, entry)
+}
+
+/// What has been made, ready and to be undone; or what was begun, undone.
+fn finish(made: Result<(Device, Daemon, Record)>, directory: &Directory, entry: Entry) -> Result<Attached> {
     let cloned = directory.as_fd().try_clone_to_owned();
     let cloned = cloned.map_err(|error| Error::io("Cannot keep track of the device", error));
     let ((device, daemon, record), cloned) = match made.and_then(|made| Ok((made, cloned?))) {
@@ -271,7 +298,7 @@ impl Made {
     /// Tells the daemon that it stays.
     fn keep(self) -> Result<Child> {
         match self.daemon.keep() {
-            Ok(()) => Ok(self.daemon.into_child()),
+            Ok(()) => self.daemon.into_child(),
             Err(error) => {
                 self.undo();
                 Err(Error::io("The daemon of the new device has died", error))

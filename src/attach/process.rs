@@ -11,6 +11,7 @@ use rustix::process::{Pid, PidfdFlags};
 use serde_json::json;
 
 use super::control::{self, Told};
+use super::keeper::Keeper;
 use super::plan::Plan;
 use super::record::Entry;
 use crate::error::{Error, ErrorKind, Result};
@@ -21,7 +22,9 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 /// A daemon that has been started. It ends when it sees the end of `control`, unless it was told that it is kept.
 #[derive(Debug)]
 pub(super) struct Daemon {
-    child: Child,
+    /// The process, unless it is another's child: that of the device that this one is a fork of.
+    child: Option<Child>,
+    number: u32,
     control: OwnedFd,
 }
 
@@ -47,15 +50,22 @@ impl Daemon {
             .stderr(log)
             .spawn()
             .map_err(failed)?;
-        Ok(Self { child, control })
+        Ok(Self { number: child.id(), child: Some(child), control })
+    }
+
+    /// The daemon of another device, asked for a fork of it, over `control`.
+    pub(super) fn of_other(number: u32, control: OwnedFd) -> Self {
+        Self { child: None, number, control }
     }
 
     /// Tells it what to serve. `file` is the file that it answers for, with the descriptor where the kernel's requests
-    /// come from; without it the kernel has the `sockets`, and it watches them.
+    /// come from; without it the kernel has the `sockets`, and it watches them. With `ids` it goes into that user
+    /// namespace, in which this user is root.
     pub(super) fn instruct(
         &self,
         plan: &Plan<'_>,
         file: Option<(&str, BorrowedFd<'_>)>,
+        ids: Option<BorrowedFd<'_>>,
         sockets: &[OwnedFd],
     ) -> Result<()> {
         let failed = |error| Error::io("Cannot instruct the daemon", error);
@@ -64,6 +74,7 @@ impl Daemon {
             "state": std::path::absolute(&plan.options.state).map_err(failed)?,
             "file": file.map(|(name, _)| name),
             "export": plan.export,
+            "ids": ids.is_some(),
             "image": plan.image.is_some(),
             "connections": plan.options.connections,
             "memory": plan.options.memory,
@@ -73,6 +84,7 @@ impl Daemon {
         });
         let mut descriptors = vec![plan.entry.as_fd(), plan.directory.as_fd()];
         descriptors.extend(file.map(|(_, requests)| requests));
+        descriptors.extend(ids);
         descriptors.extend(plan.image.iter().map(File::as_fd));
         descriptors.extend(sockets.iter().map(OwnedFd::as_fd));
         control::send(self.control.as_fd(), &order, &descriptors).map_err(failed)
@@ -96,20 +108,55 @@ impl Daemon {
         control::send(self.control.as_fd(), &json!({ "kept": true }), &[])
     }
 
+    /// Tells it that the device is kept as long as its maker looks after it.
+    ///
+    /// # Errors
+    /// It has died.
+    pub(super) fn look_after(self) -> std::result::Result<Keeper, (std::io::Error, Self)> {
+        let word = json!({ "kept": true, "maker": true });
+        let told = control::send(self.control.as_fd(), &word, &[]).and_then(|()| {
+            let number = i32::try_from(self.number).ok().and_then(Pid::from_raw);
+            let number = number.ok_or(std::io::ErrorKind::NotFound)?;
+            Ok(rustix::process::pidfd_open(number, PidfdFlags::empty())?)
+        });
+        match told {
+            Ok(process) => Ok(Keeper::new(self.child, process, self.control)),
+            Err(error) => Err((error, self)),
+        }
+    }
+
     /// The process, for whoever wants to wait for its end.
-    pub(super) fn into_child(self) -> Child {
-        self.child
+    pub(super) fn into_child(self) -> Result<Child> {
+        let none = || Error::new(ErrorKind::Invalid, "A fork of a device is looked after by its maker");
+        self.child.ok_or_else(none)
+    }
+
+    /// Asks the daemon of the device `of` for a fork of it, as the file `name` whose requests come by `requests`.
+    pub(super) fn ask_fork(
+        &self,
+        plan: &Plan<'_>,
+        of: &str,
+        name: &str,
+        requests: BorrowedFd<'_>,
+    ) -> Result<Told> {
+        let failed = |error| Error::io("Cannot ask for a fork of the device", error);
+        let order = json!({ "fork": of, "id": plan.entry.id(), "export": plan.export, "file": name });
+        let descriptors = [plan.entry.as_fd(), plan.directory.as_fd(), requests];
+        control::send(self.control.as_fd(), &order, &descriptors).map_err(failed)?;
+        Ok(self.answer()?.0)
     }
 
     /// Its process number.
     pub(super) fn number(&self) -> u32 {
-        self.child.id()
+        self.number
     }
 
     /// Waits for its end, which comes by itself once it is on its own.
     pub(super) fn end(self) {
-        let Self { mut child, control } = self;
+        let Self { child, control, .. } = self;
         drop(control);
+        // Another's goes on.
+        let Some(mut child) = child else { return };
         let start = Instant::now();
         while matches!(child.try_wait(), Ok(None)) {
             if start.elapsed() > PATIENCE {

@@ -1,8 +1,9 @@
 //! Base images: shared by every session, mapped, and never changed.
 //!
 //! A [`Source`] is a name and a path; an [`Image`] is what was found there when it was opened. An image is pinned by
-//! its descriptor: a file that is renamed over the path makes a *new* image for new sessions, while old sessions keep
-//! the old bytes. Nothing here writes, and nothing here reads the mapping in user space (see [`crate::sys`]).
+//! its descriptor: a file that is renamed over the path, or put in its place by whoever runs the server, makes a *new*
+//! image for new sessions, while old sessions keep the old bytes. Nothing here writes, and nothing here reads the mapping
+//! in user space (see [`crate::sys`]).
 
 mod extents;
 mod residency;
@@ -12,29 +13,44 @@ pub use extents::{Extents, Run};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::{KernelSpan, Mapping};
 use residency::Residency;
+use rustix::fs::OFlags;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities};
-use std::fs::File;
+use std::fs::{File, FileType, Metadata};
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 /// Bytes on either side of what is asked for that are looked at, too: so few that a vain look costs next to nothing.
 const LOOK_AROUND: u64 = 128 << 10;
 
 /// What tells one file from another, and one version of a file from the next that is renamed over it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Identity {
-    device: u64,
-    inode: u64,
+pub struct Identity {
+    /// The file system that it is on.
+    pub device: u64,
+    /// Its number there.
+    pub inode: u64,
+}
+
+impl Identity {
+    /// The file's that this is of.
+    #[must_use]
+    pub fn of(metadata: &Metadata) -> Self {
+        Self { device: metadata.dev(), inode: metadata.ino() }
+    }
 }
 
 /// One opened base image.
 #[derive(Debug)]
 pub struct Image {
+    path: PathBuf,
+    opened: SystemTime,
+    generation: u64,
     file: File,
     is_device: bool,
     /// The kernel tells what of the file is in memory; to others it says that everything is.
@@ -52,42 +68,38 @@ impl Image {
     /// # Errors
     /// When there is no such file, it may not be read, it is not a regular file or block device, or it is empty.
     pub fn open(path: &Path) -> Result<Self> {
-        let failed = |error: io::Error| {
-            Error::io("Cannot open image", error)
-                .on_path(path)
-                .advise("give the path of a readable raw disk image")
-        };
-        let refused = |why: &str, advice| {
-            Error::new(ErrorKind::Invalid, format!("Cannot serve {}: it is {why}", path.display()))
-                .advise(advice)
-        };
+        let failed = |error| cannot_open(path, error);
         // Looked at before it is opened: opening a FIFO would wait for a writer.
-        let kind = std::fs::metadata(path).map_err(failed)?.file_type();
-        if kind.is_dir() {
-            return Err(refused(
-                "a directory",
-                "give the path of a raw disk image, or make one of it with mkfs.ext4 -d",
-            ));
+        check_kind(path, std::fs::metadata(path).map_err(failed)?.file_type())?;
+        Self::of(File::open(path).map_err(failed)?, path)
+    }
+
+    /// Maps the raw image in `file`, which somebody has opened at `path`.
+    ///
+    /// # Errors
+    /// As [`Image::open`]; and when it is open for writing.
+    pub fn of(file: File, path: &Path) -> Result<Self> {
+        let failed = |error| cannot_open(path, error);
+        let metadata = file.metadata().map_err(failed)?;
+        check_kind(path, metadata.file_type())?;
+        let mode = rustix::fs::fcntl_getfl(&file).map_err(|error| failed(error.into()))?;
+        if mode & (OFlags::ACCMODE | OFlags::PATH) != OFlags::RDONLY {
+            return Err(refused(path, "not open for reading alone", "open it read-only"));
         }
-        if !kind.is_file() && !kind.is_block_device() {
-            return Err(refused(
-                "neither a regular file nor a block device",
-                "give the path of a raw disk image",
-            ));
-        }
-        let file = File::open(path).map_err(failed)?;
         let size = length(&file).map_err(failed)?;
         if size == 0 {
-            return Err(refused("empty", "give the path of a raw disk image"));
+            return Err(refused(path, "empty", "give the path of a raw disk image"));
         }
-        let metadata = file.metadata().map_err(failed)?;
         let mapping = Mapping::new(&file, size)
             .map_err(|error| Error::io("Cannot map image", error).on_path(path).advise("check ulimit -v"))?;
         Ok(Self {
-            identity: Identity { device: metadata.dev(), inode: metadata.ino() },
+            path: path.to_owned(),
+            opened: SystemTime::now(),
+            generation: 1,
+            identity: Identity::of(&metadata),
             extents: Extents::of_file(&file, size),
             residency: Residency::new(size),
-            is_device: kind.is_block_device(),
+            is_device: metadata.file_type().is_block_device(),
             is_told: is_told(&file, &metadata),
             file,
             size,
@@ -100,6 +112,30 @@ impl Image {
     pub(crate) fn untold(mut self) -> Self {
         self.is_told = false;
         self
+    }
+
+    /// Where it lay when it was opened.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// When it was opened.
+    #[must_use]
+    pub fn opened(&self) -> SystemTime {
+        self.opened
+    }
+
+    /// How many files there were under its name until then, itself included.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Which file it is.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        self.identity
     }
 
     /// Bytes in the image, as it was when it was opened.
@@ -211,14 +247,44 @@ impl Image {
     }
 }
 
-/// A name and a path under which an image is offered, and the image that is there now.
+fn cannot_open(path: &Path, error: io::Error) -> Error {
+    Error::io("Cannot open image", error).on_path(path).advise("give the path of a readable raw disk image")
+}
+
+fn refused(path: &Path, why: &str, advice: &'static str) -> Error {
+    Error::new(ErrorKind::Invalid, format!("Cannot serve {}: it is {why}", path.display())).advise(advice)
+}
+
+fn check_kind(path: &Path, kind: FileType) -> Result<()> {
+    if kind.is_dir() {
+        let advice = "give the path of a raw disk image, or make one of it with mkfs.ext4 -d";
+        return Err(refused(path, "a directory", advice));
+    }
+    if !kind.is_file() && !kind.is_block_device() {
+        let why = "neither a regular file nor a block device";
+        return Err(refused(path, why, "give the path of a raw disk image"));
+    }
+    Ok(())
+}
+
+/// A name and a path under which an image is offered, the image that is there now, and those before it that sessions are
+/// on.
 #[derive(Debug)]
 pub struct Source {
     name: String,
-    path: PathBuf,
-    current: Mutex<Arc<Image>>,
+    now: Mutex<Now>,
+    /// Replaced ones. Kept until [`Source::drop_unused`], so that no worker has to unmap one.
+    before: Mutex<Vec<Arc<Image>>>,
     /// Whether it was said that what the path names by now cannot be served.
     complained: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Now {
+    path: PathBuf,
+    image: Arc<Image>,
+    /// Whether the path names it, here, and what is renamed over it is to be seen.
+    is_followed: bool,
 }
 
 impl Source {
@@ -227,14 +293,12 @@ impl Source {
     /// # Errors
     /// As [`Image::open`].
     pub fn open(name: &str, path: &Path) -> Result<Self> {
-        // Absolute, so that it still names the same file when the server changes its directory.
-        let path = std::path::absolute(path)
-            .map_err(|error| Error::io("Cannot resolve the path of image", error).on_path(path))?;
+        let path = absolute(path)?;
         let image = Arc::new(Image::open(&path)?);
         Ok(Self {
             name: name.to_owned(),
-            path,
-            current: Mutex::new(image),
+            now: Mutex::new(Now { path, image, is_followed: true }),
+            before: Mutex::default(),
             complained: AtomicBool::new(false),
         })
     }
@@ -245,30 +309,45 @@ impl Source {
         &self.name
     }
 
-    /// The absolute path.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
+    fn now(&self) -> MutexGuard<'_, Now> {
+        // Changed in one piece.
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn before(&self) -> MutexGuard<'_, Vec<Arc<Image>>> {
+        self.before.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The image that sessions were given last, without looking whether there is a newer one.
     #[must_use]
     pub fn latest(&self) -> Arc<Image> {
-        Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.now().image)
+    }
+
+    /// That, and those before it that are still there, the newest first.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Image>> {
+        let now = self.now();
+        let before = self.before();
+        std::iter::once(&now.image).chain(before.iter().rev()).map(Arc::clone).collect()
+    }
+
+    /// Whether [`Source::drop_unused`] may find something.
+    #[must_use]
+    pub fn was_replaced(&self) -> bool {
+        !self.before().is_empty()
     }
 
     /// The image for a session that begins now: what the path names by now, or, while it names nothing that can be
     /// served, what it named last.
     #[must_use]
     pub fn current(&self) -> Arc<Image> {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        let identity = |m: std::fs::Metadata| Identity { device: m.dev(), inode: m.ino() };
-        match std::fs::metadata(&self.path).map(identity) {
-            Ok(found) if found != current.identity => match Image::open(&self.path) {
+        let mut now = self.now();
+        match std::fs::metadata(&now.path).map(|metadata| Identity::of(&metadata)) {
+            Ok(found) if now.is_followed && found != now.image.identity => match Image::open(&now.path) {
                 Ok(image) => {
-                    tracing::info!(export = self.name, path = %self.path.display(), "image was replaced");
-                    self.complained.store(false, Ordering::Relaxed);
-                    *current = Arc::new(image);
+                    tracing::info!(export = self.name, path = %now.path.display(), "image was replaced");
+                    self.put(&mut now, image);
                 }
                 // Once: every client that connects would have it said again.
                 Err(error) if !self.complained.swap(true, Ordering::Relaxed) => {
@@ -278,13 +357,58 @@ impl Source {
             },
             _ => {}
         }
-        Arc::clone(&current)
+        Arc::clone(&now.image)
     }
+
+    /// Offers the image at `path` from now on; those who are given `file` need not be able to open it. What is renamed over
+    /// it later is seen if it was at that path, and can be opened.
+    ///
+    /// # Errors
+    /// As [`Image::open`] and [`Image::of`]. The image stays what it was then.
+    pub fn replace(&self, path: &Path, file: Option<File>) -> Result<()> {
+        let path = absolute(path)?;
+        let image = match file {
+            Some(file) => Image::of(file, &path)?,
+            None => Image::open(&path)?,
+        };
+        let there = std::fs::metadata(&path).map(|metadata| Identity::of(&metadata));
+        let mut now = self.now();
+        now.is_followed = there.is_ok_and(|there| there == image.identity);
+        tracing::info!(export = self.name, path = %path.display(), "image was set");
+        now.path = path;
+        self.put(&mut now, image);
+        Ok(())
+    }
+
+    fn put(&self, now: &mut Now, mut image: Image) {
+        self.complained.store(false, Ordering::Relaxed);
+        image.generation = now.image.generation + 1;
+        let before = std::mem::replace(&mut now.image, Arc::new(image));
+        self.before().push(before);
+    }
+
+    /// Unmaps the replaced images that no session is on any more; returns how many are left.
+    pub fn drop_unused(&self) -> usize {
+        let mut before = self.before();
+        // Nobody takes another handle from this list but `all`, whose callers give theirs up at once.
+        let unused: Vec<_> = before.extract_if(.., |image| Arc::strong_count(image) == 1).collect();
+        let left = before.len();
+        drop(before);
+        // Without the lock: it takes a while.
+        drop(unused);
+        left
+    }
+}
+
+/// So that it still names the same file when the server changes its directory.
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path)
+        .map_err(|error| Error::io("Cannot resolve the path of image", error).on_path(path))
 }
 
 /// Whether `mincore` answers truly: since Linux 5.2 only to the file's owner, and to who may write it. Root is neither
 /// of another user's file, once it has given up its capabilities.
-fn is_told(file: &File, metadata: &std::fs::Metadata) -> bool {
+fn is_told(file: &File, metadata: &Metadata) -> bool {
     let is_owner = || {
         let owns_all = |sets: CapabilitySets| sets.effective.contains(CapabilitySet::FOWNER);
         metadata.uid() == rustix::process::geteuid().as_raw() || capabilities(None).is_ok_and(owns_all)

@@ -20,7 +20,8 @@ type Part = Box<[AtomicU64; WORDS]>;
 #[derive(Debug)]
 pub(super) struct Residency {
     size: u64,
-    page: u64,
+    /// A page is two to the power of this many bytes.
+    page_shift: u32,
     parts: Box<[OnceLock<Part>]>,
     /// Parts all of whose words are full: of an image that is all in memory, this is all that reads look at.
     full: Box<[AtomicBool]>,
@@ -52,11 +53,11 @@ fn index(n: u64) -> usize {
 
 impl Residency {
     pub(super) fn new(size: u64) -> Self {
-        let page = rustix::param::page_size() as u64;
-        let count = index(size.div_ceil(page).div_ceil(PART));
+        let page_shift = rustix::param::page_size().trailing_zeros();
+        let count = index(size.div_ceil(1 << page_shift).div_ceil(PART));
         Self {
             size,
-            page,
+            page_shift,
             parts: (0..count).map(|_| OnceLock::new()).collect(),
             full: (0..count).map(|_| AtomicBool::new(false)).collect(),
             next: AtomicUsize::new(0),
@@ -64,15 +65,22 @@ impl Residency {
     }
 
     fn pages(&self, range: &Range<u64>) -> Range<u64> {
-        if range.is_empty() { 0..0 } else { range.start / self.page..range.end.div_ceil(self.page) }
+        if range.is_empty() {
+            return 0..0;
+        }
+        range.start >> self.page_shift..((range.end - 1) >> self.page_shift) + 1
+    }
+
+    /// Bytes of `pages` pages.
+    fn bytes(&self, pages: u64) -> u64 {
+        pages << self.page_shift
     }
 
     /// Whether all of `range` was seen in memory.
     pub(super) fn is_seen(&self, range: &Range<u64>) -> bool {
         let pages = self.pages(range);
         let parts = index(pages.start / PART)..index(pages.end.div_ceil(PART));
-        pages.is_empty()
-            || self.full[parts].iter().all(|full| full.load(Ordering::Relaxed))
+        self.full[parts].iter().all(|full| full.load(Ordering::Relaxed))
             || bits(pages).all(|Bits { part, word, mask }| {
                 self.parts[part].get().is_some_and(|part| part[word].load(Ordering::Relaxed) & mask == mask)
             })
@@ -96,10 +104,10 @@ impl Residency {
     /// Looks which pages in and around `range` are in memory, and notes them: where one is, its neighbours often are, too,
     /// and need not be looked for one by one.
     pub(super) fn look_around(&self, range: &Range<u64>, distance: u64, mapping: &Mapping) {
-        let start = range.start.saturating_sub(distance) / self.page;
-        let end = (range.end + distance).min(self.size).div_ceil(self.page);
+        let Range { start, end } =
+            self.pages(&(range.start.saturating_sub(distance)..(range.end + distance).min(self.size)));
         let mut resident = vec![0; index(end - start)];
-        if mapping.residency(index(start * self.page), &mut resident).is_err() {
+        if mapping.residency(index(self.bytes(start)), &mut resident).is_err() {
             return;
         }
         for run in (start..end).zip(resident).collect::<Vec<_>>().chunk_by(|a, b| a.1 & 1 == b.1 & 1) {
@@ -120,9 +128,9 @@ impl Residency {
         for (number, part) in self.parts.iter().enumerate().skip(first).take(RECHECK) {
             let Some(part) = part.get() else { continue };
             let start = number as u64 * PART;
-            let count = (self.size.div_ceil(self.page) - start).min(PART);
+            let count = (self.pages(&(0..self.size)).end - start).min(PART);
             let mut resident = vec![0; index(count)];
-            let asked = mapping.residency(index(start * self.page), &mut resident);
+            let asked = mapping.residency(index(self.bytes(start)), &mut resident);
             for (word, pages) in part.iter().zip(resident.chunks(64)) {
                 let there = pages.iter().rev().fold(0, |bits, page| bits << 1 | u64::from(page & 1));
                 let kept = if is_told && asked.is_ok() { there } else { 0 };
@@ -170,7 +178,7 @@ mod tests {
     #[test]
     fn what_was_seen_is_known_page_by_page() {
         let residency = Residency::new(1 << 40);
-        let page = residency.page;
+        let page = residency.bytes(1);
         assert!(residency.is_seen(&(7..7)) && !residency.is_seen(&(7..8)));
         residency.set_seen(&(page + 5..3 * page));
         assert!(residency.is_seen(&(page..3 * page)));

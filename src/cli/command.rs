@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
@@ -34,9 +34,9 @@ pub(crate) struct CommandArgs {
     #[arg(long)]
     pub(crate) login: bool,
 
-    /// Where sessions and attachments are written down [default: /run]
+    /// Where sessions and attachments are written down [default: /run, or what an ordinary user has for that]
     #[arg(long, value_name = "DIR", hide = true)]
-    state: Option<PathBuf>,
+    pub(crate) state: Option<PathBuf>,
 }
 
 impl CommandArgs {
@@ -45,19 +45,45 @@ impl CommandArgs {
         self.env.iter().filter_map(|text| variable(text)).collect()
     }
 
+    /// One of these options that was given, if one was.
+    pub(crate) fn given(&self) -> Option<&'static str> {
+        let all = [
+            ("a command", !self.command.is_empty()),
+            ("--env", !self.env.is_empty()),
+            ("--workdir", self.workdir.is_some()),
+            ("--user", self.user.is_some()),
+            ("--login", self.login),
+        ];
+        all.into_iter().find(|(_, given)| *given).map(|(option, _)| option)
+    }
+
+    /// Where everything is written down, if not where it usually is.
+    pub(crate) fn state(&self) -> Option<&Path> {
+        self.state.as_deref()
+    }
+
     /// Where attachments and sessions are written down.
     pub(crate) fn directories(&self) -> (PathBuf, PathBuf) {
         match &self.state {
             Some(state) => (state.join("attach"), state.join("root")),
-            None => (attach::DIRECTORY.into(), root::DIRECTORY.into()),
+            None => (root::directory(attach::DIRECTORY), root::directory(root::DIRECTORY)),
         }
     }
 }
 
-/// The command's exit status as this process's; that it could not be executed is said.
+/// Tells what an ordinary user should know.
+pub(crate) fn notice(text: &str) {
+    // With stderr closed there is nobody to tell.
+    let _ = writeln!(std::io::stderr(), "memdev: {}", text.replace(char::is_control, " "));
+}
+
+/// The command's exit status as this process's; that it could not be executed is said, and what was not
+/// delivered.
 pub(crate) fn finish(ended: &root::Ended) -> Result<ExitCode, Failure> {
-    if let Some(trouble) = ended.trouble() {
-        let _ = writeln!(std::io::stderr(), "memdev: {}", trouble.replace(char::is_control, " "));
+    let undelivered = ended.undelivered().iter().map(ToString::to_string);
+    let lines: Vec<_> = ended.trouble().map(str::to_owned).into_iter().chain(undelivered).collect();
+    if !lines.is_empty() {
+        notice(&lines.join("; "));
     }
     Ok(ExitCode::from(ended.status()))
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use memdev::control::Client;
-use memdev::control::model::{Latencies, Latency, Memory, Requests, Session};
+use memdev::control::model::{Base, Latencies, Latency, Memory, Requests, Session};
 use memdev::{Error, ErrorKind, Result};
 use serde::Serialize;
 
@@ -23,11 +23,16 @@ pub(crate) struct ControlArgs {
 }
 
 impl ControlArgs {
-    /// Connects to the server.
-    pub(crate) fn connect(&self) -> Result<Client, Failure> {
+    /// Where it is, if anybody has said so.
+    pub(crate) fn path(&self) -> Option<PathBuf> {
         let from_environment =
             || std::env::var_os(VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
-        let Some(path) = self.control.clone().or_else(from_environment) else {
+        self.control.clone().or_else(from_environment)
+    }
+
+    /// Connects to the server.
+    pub(crate) fn connect(&self) -> Result<Client, Failure> {
+        let Some(path) = self.path() else {
             let why = format!("No control socket given; use --control PATH, or set {VARIABLE}");
             return Err(Failure::Usage(why));
         };
@@ -67,7 +72,7 @@ pub(crate) fn table(rows: &[Vec<String>], right: &[bool]) -> String {
 
 /// The table of sessions that `ps` and `top` show.
 pub(crate) fn sessions_table(sessions: &[Session]) -> String {
-    const HEAD: [(&str, bool); 9] = [
+    const HEAD: [(&str, bool); 10] = [
         ("SESSION", false),
         ("IMAGE", false),
         ("OWNER", false),
@@ -75,18 +80,20 @@ pub(crate) fn sessions_table(sessions: &[Session]) -> String {
         ("CONNS", true),
         ("WRITTEN", true),
         ("HELD", true),
+        ("AWAY", true),
         ("READS/S", true),
         ("WRITES/S", true),
     ];
     let row = |session: &Session| {
         vec![
             shown(&session.name),
-            shown(&session.image),
+            image_of(&session.image, &session.base),
             session.owner.as_deref().map_or_else(|| "nobody yet".to_owned(), owner),
             age(session.age_seconds),
             session.connections.to_string(),
             human(session.bytes.written),
             human(session.memory.data),
+            human(session.memory.overflow),
             rate(session.rates.reads_per_second),
             rate(session.rates.writes_per_second),
         ]
@@ -94,6 +101,11 @@ pub(crate) fn sessions_table(sessions: &[Session]) -> String {
     let head = HEAD.iter().map(|(name, _)| (*name).to_owned()).collect();
     let rows: Vec<_> = std::iter::once(head).chain(sessions.iter().map(row)).collect();
     table(&rows, &HEAD.map(|(_, right)| right))
+}
+
+/// An image in a column; which of its files it is, if that was replaced.
+pub(crate) fn image_of(name: &str, base: &Base) -> String {
+    if base.current { shown(name) } else { format!("{}#{}", shown(name), base.generation) }
 }
 
 /// An owner in a column: of a certificate's fingerprint as much as tells it from others.
@@ -180,7 +192,7 @@ fn micros(micros: f64) -> String {
 
 /// The line about memory.
 pub(crate) fn append_memory(out: &mut String, memory: &Memory) {
-    let Memory { limit, data, map, pinned } = memory;
+    let Memory { limit, data, map, overflow, pinned } = memory;
     let _ = writeln!(
         out,
         "    memory: {} of {} (and {} of map, {} pinned by replies)",
@@ -189,6 +201,9 @@ pub(crate) fn append_memory(out: &mut String, memory: &Memory) {
         human(*map),
         human(*pinned)
     );
+    if *overflow > 0 {
+        let _ = writeln!(out, "    in --overflow: {}", human(*overflow));
+    }
 }
 
 #[cfg(test)]

@@ -5,22 +5,32 @@
 //! failure is one line on stderr that begins with `memdev: ` and says what to do.
 
 mod attach;
+mod carriers;
+mod carry;
+mod changes;
 mod checkpoint;
 mod command;
 mod contents;
 mod control;
 mod detach;
-mod duration;
 mod end;
 mod enter;
 mod fork;
 mod generate;
+mod held;
 mod image;
+mod images;
 mod info;
+mod interruption;
+mod limits;
+mod load;
 mod log;
+mod login;
+mod logind;
 mod map;
 mod new;
 mod ns;
+mod progress;
 mod ps;
 mod rollback;
 mod run;
@@ -36,6 +46,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use memdev::Error;
+use memdev::duration;
 
 /// Private, in-memory, copy-on-write block devices over one shared image, served by NBD
 #[derive(Debug, Parser)]
@@ -81,11 +92,17 @@ enum Command {
     // Boxed as well.
     Run(Box<run::Run>),
     Enter(enter::Enter),
+    Login(login::Login),
+    Logind(logind::Logind),
     Save(save::Save),
+    Load(load::Load),
+    Image(images::ImageCommand),
+    Changes(changes::ChangesArgs),
+    Carry(carry::CarryCommand),
     Checkpoint(checkpoint::CheckpointArgs),
     Rollback(rollback::RollbackArgs),
     Reset(rollback::ResetArgs),
-    Fork(fork::ForkArgs),
+    Fork(Box<fork::ForkArgs>),
     #[command(hide = true, name = memdev::attach::daemon::SUBCOMMAND)]
     AttachDaemon(AttachDaemon),
     #[command(hide = true)]
@@ -106,7 +123,7 @@ enum Failure {
     Usage(String),
     /// It was tried and failed: exit status 1.
     Failed(Error),
-    /// The command that was to be run is not there, or not to be run: the status that shells give this.
+    /// It failed, and has a status of its own for that: as shells have for a command that is not there, or not to be run.
     NotRun(Error, u8),
 }
 
@@ -132,6 +149,12 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn parse_and_run() -> Result<ExitCode, Failure> {
+    // Before anything that was typed is looked at: it may have been typed by somebody who may only log in.
+    let mut args = std::env::args_os();
+    if args.next().is_some_and(|name| login::is_shell(&name)) {
+        log::start(0).map_err(Failure::Usage)?;
+        return login::as_shell(args);
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         // Help and version are asked for; help instead of an error is what bare `memdev` gets.
@@ -155,10 +178,16 @@ fn parse_and_run() -> Result<ExitCode, Failure> {
         Command::Run(args) => return run::run(*args),
         Command::Enter(args) => return enter::run(args),
         Command::Save(args) => save::run(args)?,
+        Command::Load(args) => load::run(args)?,
+        Command::Image(args) => images::run(args)?,
+        Command::Changes(args) => return changes::run(&args),
+        Command::Carry(args) => carry::run(args)?,
         Command::Checkpoint(args) => checkpoint::run(&args)?,
         Command::Rollback(args) => rollback::run(&args)?,
         Command::Reset(args) => rollback::reset(&args)?,
-        Command::Fork(args) => fork::run(args)?,
+        Command::Fork(args) => return fork::run(*args),
+        Command::Login(args) => return login::run(args),
+        Command::Logind(args) => return logind::run(args),
         Command::AttachDaemon(_) => return Ok(memdev::attach::daemon::run()),
         Command::Generate(args) => generate::run(&args)?,
     }

@@ -28,6 +28,11 @@ pub(crate) struct New {
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     memory: Option<u64>,
 
+    /// Keep what it writes encrypted in memory, with a key of its own that ends with it, also if the server does not do so
+    /// with every session (serve --seal)
+    #[arg(long)]
+    seal: bool,
+
     /// Print all about it as JSON
     #[arg(long)]
     json: bool,
@@ -38,7 +43,13 @@ pub(crate) struct New {
 
 pub(crate) fn run(args: New) -> Result<(), Failure> {
     let mut client = args.control.connect()?;
-    let wanted = NewSession { image: Some(args.image), id: args.id, memory: args.memory };
+    let wanted = NewSession {
+        image: Some(args.image),
+        id: args.id,
+        memory: args.memory,
+        held: false,
+        sealed: args.seal,
+    };
     let made = client.create(&wanted)?;
     let text = if args.json { json(&made)? } else { uri(&made) };
     Ok(super::print(&text)?)

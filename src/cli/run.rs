@@ -1,7 +1,6 @@
 //! `memdev run`: a command in a private root.
 
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -12,8 +11,10 @@ use memdev::root::{self, Bind, Network};
 
 use super::Failure;
 use super::attach::BackendArg;
-use super::command::{CommandArgs, finish};
+use super::carry::CarryArgs;
+use super::command::{CommandArgs, finish, notice};
 use super::image::ImageArg;
+use super::limits::LimitArgs;
 use super::size;
 
 /// Run a command whose root directory is a private copy of an image
@@ -21,9 +22,12 @@ use super::size;
 #[command(
     long_about = "Run a command, by default a shell, whose root directory is a private copy of an image. Its processes, \
         mounts, terminals and temporary files are its own; it is root there, and nobody outside. What it changes is kept in \
-        memory, and gone when it ends, with every process that it has left. Needs root.\n\n\
+        memory, and gone when it ends, with every process that it has left.\n\n\
+        Who is not root gets the same of an ext4 image, by fuse2fs and in subordinate ids (Debian's packages fuse2fs and uidmap; \
+        /dev/fuse must be open to everybody, as udev makes it); what such a session cannot do is said when it starts.\n\n\
+        The files of a directory survive with --carry.\n\n\
         The exit status is the command's: 128+N if signal N ended it, 127 if there is no such program, 126 if it cannot be \
-        executed.",
+        executed; 74 where it would be 0 but what is carried has not all been delivered.",
     after_help = "Examples:\n  \
         memdev run debian.img                            a shell\n  \
         memdev run debian.img -- apt-get remove -y perl  try something out; the image never knows\n  \
@@ -56,6 +60,9 @@ pub(crate) struct Run {
     #[arg(long, value_name = "SRC:DST[:ro]", value_parser = clap::builder::OsStringValueParser::new())]
     bind: Vec<OsString>,
 
+    #[command(flatten)]
+    carry: CarryArgs,
+
     /// The network: the host's, or none
     #[arg(long, value_enum, default_value_t = NetworkArg::Host)]
     net: NetworkArg,
@@ -64,6 +71,9 @@ pub(crate) struct Run {
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     memory: Option<u64>,
 
+    #[command(flatten)]
+    limits: LimitArgs,
+
     /// Be the host's root, with those of its capabilities that can neither reach the host nor make devices
     #[arg(long)]
     privileged: bool,
@@ -71,6 +81,10 @@ pub(crate) struct Run {
     /// What the session is called, as for 'memdev enter' [default: the image's name and some digits]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
+
+    /// Do not tell what an ordinary user cannot do there
+    #[arg(short, long)]
+    quiet: bool,
 
     /// Print what would be done, step by step, and do nothing
     #[arg(long)]
@@ -109,18 +123,24 @@ fn configure(args: Run) -> Result<root::Run, Failure> {
     run.partition = args.partition;
     run.env = args.command.env();
     (run.attachments, run.sessions) = args.command.directories();
+    run.carrying = args.carry.options(args.command.state.as_deref())?;
     run.command = args.command.command;
     run.login = args.command.login;
     run.workdir = args.command.workdir;
     run.user = args.command.user;
     run.hostname = args.hostname;
-    run.binds = args.bind.iter().map(|text| bind(text)).collect::<Result<_, _>>().map_err(Failure::Usage)?;
+    run.binds =
+        args.bind.iter().map(|text| Bind::parse(text)).collect::<Result<_, _>>().map_err(Failure::Usage)?;
     run.network = match args.net {
         NetworkArg::Host => Network::Host,
         NetworkArg::None => Network::None,
     };
     run.memory = args.memory;
+    run.limits = args.limits.into();
     run.privileged = args.privileged;
+    if !args.quiet {
+        run.notice = notice;
+    }
     run.name = args.name;
     run.backend = args.backend.into();
     run.log = args.log;
@@ -141,39 +161,4 @@ fn source(session: Option<String>, image: OsString) -> Result<Source, Failure> {
     }
     let image = ImageArg::parse(image).map_err(Failure::Usage)?;
     Ok(Source::Image { name: image.name, path: image.path })
-}
-
-fn bind(text: &OsStr) -> Result<Bind, String> {
-    let wrong = || format!("'{}' does not parse; write SRC:DST or SRC:DST:ro", text.display());
-    let fields: Vec<_> = text.as_bytes().split(|&byte| byte == b':').collect();
-    let path = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
-    let (source, target, read_only) = match fields[..] {
-        [source, target] => (source, target, false),
-        [source, target, b"ro"] => (source, target, true),
-        [source, target, b"rw"] => (source, target, false),
-        _ => return Err(wrong()),
-    };
-    if source.is_empty() || !target.starts_with(b"/") {
-        return Err(wrong() + ", DST from the private root's /");
-    }
-    let source = std::path::absolute(path(source)).map_err(|_| wrong())?;
-    Ok(Bind { source, target: path(target), read_only })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn binds_are_those_of_container_tools() {
-        let parse = |text: &str| bind(OsStr::new(text));
-        let expected = |read_only| Ok(Bind { source: "/a".into(), target: "/b/c".into(), read_only });
-        assert_eq!(parse("/a:/b/c"), expected(false));
-        assert_eq!(parse("/a:/b/c:rw"), expected(false));
-        assert_eq!(parse("/a:/b/c:ro"), expected(true));
-        assert!(parse("x:/b").is_ok_and(|bind| bind.source.is_absolute()));
-        for bad in ["", "/a", "/a:", ":/b", "/a:b", "/a:/b:rx", "/a:/b:ro:x"] {
-            assert!(parse(bad).is_err(), "{bad}");
-        }
-    }
 }

@@ -10,6 +10,7 @@ mod ways;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::num::NonZero;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -79,6 +80,23 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "auto|require|off", value_enum, default_value_t, hide_possible_values = true)]
     lock_memory: When,
 
+    /// Keep what sessions write encrypted in memory, each with a key of its own that is wiped when it ends
+    ///
+    /// Everything works as it does without, more slowly. 'memdev new --seal' does it for one session.
+    #[arg(long)]
+    seal: bool,
+
+    /// Let what sessions write grow beyond --memory into a file in DIR, encrypted; needs --seal
+    ///
+    /// What was not used lately goes there when memory is short, and comes back when it is used. The file has no name, and its
+    /// keys are in memory alone: nothing can be read of it when the server has ended, however it ended.
+    #[arg(long, value_name = "DIR", requires = "seal")]
+    overflow: Option<PathBuf>,
+
+    /// How large that file may become [default: eight times --memory]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, requires = "overflow")]
+    overflow_size: Option<u64>,
+
     /// Memory for what one session writes [default: as --memory]
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     session_memory: Option<u64>,
@@ -139,20 +157,27 @@ pub(crate) fn run(args: Serve) -> Result<(), Failure> {
     raise_limits();
     let tls = args.tls.load()?;
     let confinement = args.confine.confinement()?;
-    let ways_in = args.ways.open(inherited, &confinement, tls.is_demanded())?;
+    let mut ways_in = args.ways.open(inherited, &confinement, tls.is_demanded())?;
+    let predecessor = ways_in.predecessor.take();
+    let takes_over = predecessor.is_some();
     let uris: Vec<String> =
         ways_in.listeners.iter().map(|listener| listener.address().uri(tls.is_demanded())).collect();
     let control = ways_in.control.as_ref().map(|control| control.address().clone());
     let config = args.into_config(ways_in, tls);
+    let unwanted = predecessor.as_ref().map_or(&[][..], |predecessor| &predecessor.unwanted);
     // Root may lock as much as it likes, and is not root any more in a moment.
     let memory = Memory::reserve(&config)?;
     // From here on this process has only what it needs to serve: open and read beforehand what else it takes to start.
-    let entered = confinement.enter(&confine::needs(&config))?;
+    let mut entered = confinement.enter(&confine::needs(&config, unwanted))?;
+    if config.overflow.is_some() {
+        entered.allow_overflow();
+    }
     let stop = caught.listen()?;
     let mut report = None;
-    let server = Server::start_when(config, memory, || {
+    let server = Server::start_when(config, memory, |server| {
         report = Some(entered.seal()?);
-        Ok(())
+        // Last of all that could fail, so that until then nothing has happened to the other one.
+        predecessor.map_or(Ok(()), |predecessor| predecessor.commit(server))
     })?;
     report.iter().for_each(confine::say);
     for uri in uris {
@@ -162,11 +187,18 @@ pub(crate) fn run(args: Serve) -> Result<(), Failure> {
     if let Some(Address::Unix(path)) = control {
         let _ = writeln!(io::stderr(), "control socket at {}", path.display());
     }
-    notifier.ready();
+    if takes_over {
+        notifier.ready_instead();
+    } else {
+        notifier.ready();
+    }
     // Outside of the log's macro, which does not look at its arguments when it has nothing to log.
     let reason = stop.wait(server.over());
     tracing::info!("Stopping on {reason}");
-    notifier.stopping();
+    if !server.registry().gives_way() {
+        // Else it is not the service that ends.
+        notifier.stopping();
+    }
     Ok(server.stop()?)
 }
 
@@ -174,18 +206,24 @@ impl Serve {
     fn into_config(self, ways_in: WaysIn, tls: Tls) -> ServerConfig {
         let cpus = || std::thread::available_parallelism().map_or(1, NonZero::get);
         let all = Knobs::default();
+        let memory = self.memory.unwrap_or_else(default_budget);
+        let grows = self.overflow.is_some();
+        let most_away = self.overflow_size.unwrap_or_else(|| memory.saturating_mul(8));
         ServerConfig {
             images: self.images.into_iter().map(|image| (image.name, image.path)).collect(),
             listeners: ways_in.listeners,
             connections: ways_in.connections,
             workers: self.workers.and_then(|n| usize::try_from(n).ok()).unwrap_or_else(cpus),
-            memory: Some(self.memory.unwrap_or_else(default_budget)),
+            memory: Some(memory),
             lock_memory: match self.lock_memory {
                 When::Auto => LockMemory::Auto,
                 When::Require => LockMemory::Require,
                 When::Off => LockMemory::Off,
             },
-            session_memory: self.session_memory,
+            seal: self.seal,
+            overflow: self.overflow.map(|dir| (dir, most_away)),
+            // One session may have all of both.
+            session_memory: self.session_memory.or_else(|| grows.then(|| memory.saturating_add(most_away))),
             session_caps: Caps {
                 iops: NonZero::new(self.session_iops),
                 bandwidth: NonZero::new(self.session_bandwidth),

@@ -41,7 +41,8 @@ pub(crate) struct Set {
 }
 
 pub(crate) fn run(args: &Set) -> Result<(), Failure> {
-    let change = Change { memory: args.memory, iops: args.iops, bandwidth: args.bandwidth };
+    let change =
+        Change { memory: args.memory, iops: args.iops, bandwidth: args.bandwidth, ..Change::default() };
     let changed = args.control.connect()?.change(&args.session, &change)?;
     if args.json {
         super::print(&json(&changed)?)?;

@@ -1,12 +1,14 @@
 //! `memdev stat [SESSION]`: what a session, or a whole server, does and holds.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
 use clap::Args;
 use memdev::control::model::{Server, SessionDetail};
 
 use super::Failure;
-use super::control::{ControlArgs, age, append_memory, append_traffic, json, shown};
+use super::carriers::{self, Carriers, with_carriers};
+use super::control::{ControlArgs, age, append_memory, append_traffic, image_of, json, shown};
 use super::size::human;
 
 /// Show what a session, or a running server as a whole, does and holds
@@ -26,6 +28,10 @@ pub(crate) struct Stat {
 
     #[command(flatten)]
     control: ControlArgs,
+
+    /// Where the private roots of this machine are written down
+    #[arg(long, value_name = "DIR", hide = true)]
+    state: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &Stat) -> Result<(), Failure> {
@@ -33,7 +39,17 @@ pub(crate) fn run(args: &Stat) -> Result<(), Failure> {
     let text = match &args.session {
         Some(name) => {
             let detail = client.session(name)?;
-            if args.json { json(&detail)? } else { session_text(&detail) }
+            let carriers = Carriers::running(args.state.as_deref());
+            let uris = &detail.session.uris;
+            if args.json {
+                json(&with_carriers(&detail, uris, &carriers)?)?
+            } else {
+                let mut text = session_text(&detail);
+                for told in carriers.of_session(uris) {
+                    carriers::append(&mut text, told, "    carries ");
+                }
+                text
+            }
         }
         None => {
             let server = client.server()?;
@@ -47,7 +63,8 @@ fn session_text(detail: &SessionDetail) -> String {
     let SessionDetail { session, peers, latency } = detail;
     let mut out = format!("session: {}\n", shown(&session.name));
     // Writing to a String does not fail.
-    let _ = writeln!(out, "    image: {}, {}", shown(&session.image), human(session.size));
+    let image = image_of(&session.image, &session.base);
+    let _ = writeln!(out, "    image: {image}, {}, {}", human(session.size), shown(&session.base.path));
     let owner = session.owner.as_deref().unwrap_or("nobody yet");
     let _ = writeln!(out, "    owner: {}", shown(owner));
     let _ = writeln!(out, "    age: {}", age(session.age_seconds));
@@ -57,6 +74,9 @@ fn session_text(detail: &SessionDetail) -> String {
     }
     for uri in &session.uris {
         let _ = writeln!(out, "    uri: {}", shown(uri));
+    }
+    if session.sealed {
+        out.push_str("    sealed\n");
     }
     append_memory(&mut out, &session.memory);
     if let Some(iops) = session.caps.iops {

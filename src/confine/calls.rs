@@ -34,6 +34,9 @@ pub(super) const HOT: &[c_long] = &[
     libc::SYS_madvise,
 ];
 
+/// Made where there is an `--overflow`: blocks go to its file, which is open already, and what of it is not needed is given back.
+pub(super) const OVERFLOW: &[c_long] = &[libc::SYS_pwrite64, libc::SYS_fallocate];
+
 /// Made now and then, whatever the arguments.
 pub(super) const PLAIN: &[c_long] = &[
     // Connections come, are looked at, and go. No socket is made: those that listen are there already.

@@ -29,6 +29,8 @@ pub(super) struct Purpose {
     pub(super) process: u32,
     /// Socket files are to be removed at the end.
     pub(super) unlinks: bool,
+    /// There is a file that blocks go to.
+    pub(super) overflows: bool,
     /// Kill for all that is not allowed: for tests, to which an error that is dealt with would not show.
     pub(super) strict: bool,
 }
@@ -43,6 +45,9 @@ pub(super) fn program(purpose: Purpose) -> Result<BpfProgram, BackendError> {
     let mut program = Vec::new();
     append(&mut program, always(calls::HOT), &SeccompAction::Allow, &refuse)?;
     append(&mut program, always(calls::PLAIN), &SeccompAction::Allow, &refuse)?;
+    if purpose.overflows {
+        append(&mut program, always(calls::OVERFLOW), &SeccompAction::Allow, &refuse)?;
+    }
     let conditional = calls::conditional(purpose.process, purpose.unlinks)?;
     append(&mut program, conditional, &SeccompAction::Allow, &refuse)?;
     append(&mut program, calls::hostile()?, &SeccompAction::KillProcess, &errno(libc::EPERM))?;

@@ -24,6 +24,7 @@ mod filter;
 mod privileges;
 mod user;
 
+pub(crate) use privileges::{empty_cores, forbid_dumps};
 pub use user::User;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -96,11 +97,12 @@ impl Confinement {
             Some(_) => CapabilitySet::empty(),
             None => privileges::needed(needs),
         };
+        let emptied = privileges::empty_cores();
         let bounded = privileges::bound_capabilities();
         self.user.as_ref().map_or(Ok(()), User::put_on)?;
         entered.note("capabilities", bounded.and_then(|()| privileges::drop_capabilities(keep)));
         entered.kept = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.permitted);
-        entered.note("core files", privileges::forbid_dumps(self.traceable));
+        entered.note("core files", emptied.and_then(|()| privileges::forbid_dumps(self.traceable)));
         entered.note("new privileges", privileges::forbid_new_privileges());
         let reached = rules.put_on();
         entered.landlock = reached.version;
@@ -108,6 +110,7 @@ impl Confinement {
         entered.purpose = Some(Purpose {
             process: std::process::id(),
             unlinks: !needs.sockets.is_empty(),
+            overflows: false,
             strict: self.strict,
         });
         entered.check()?;
@@ -133,6 +136,13 @@ pub struct Entered {
 }
 
 impl Entered {
+    /// Files that are open for writing may be written to by place: there is one that blocks go to.
+    pub fn allow_overflow(&mut self) {
+        if let Some(purpose) = &mut self.purpose {
+            purpose.overflows = true;
+        }
+    }
+
     /// The second step, when all threads have been started: from now on none of them can make system calls that a
     /// server does not make. What was reached.
     ///

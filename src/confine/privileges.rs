@@ -99,15 +99,24 @@ fn only(set: CapabilitySet) -> CapabilitySets {
 }
 
 /// No core file, however the process ends, and no other process of the same user can look into this one: what sessions
-/// hold is in its memory. A limit alone would not do: systems that pipe core files to a program do not ask for it.
-/// A `traceable` process has the limit alone.
+/// hold is in its memory. A limit alone would not do: systems that pipe core files to a program do not ask for it. A core
+/// that is made all the same (by `gcore`, or because a process is `traceable` and so has the limit alone) has no memory in it.
 ///
 /// # Errors
 /// What the system says.
-pub(super) fn forbid_dumps(traceable: bool) -> std::io::Result<()> {
+pub(crate) fn forbid_dumps(traceable: bool) -> std::io::Result<()> {
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     let dumps = if traceable { DumpableBehavior::Dumpable } else { DumpableBehavior::NotDumpable };
     Ok(set_dumpable_behavior(dumps)?)
+}
+
+/// No kind of mapping belongs in a core file of this process. To be said while it still is who it was started as: the file
+/// that it is said by belongs to root once that has changed.
+///
+/// # Errors
+/// What the system says.
+pub(crate) fn empty_cores() -> std::io::Result<()> {
+    std::fs::write("/proc/self/coredump_filter", "0")
 }
 
 /// Nothing that this thread, or one it starts, executes has more rights than it has.

@@ -10,13 +10,18 @@
 
 use super::http::kind_of;
 use super::model::{
-    Change, Checkpoint, Checkpoints, Failure, Fork, NewCheckpoint, NewSession, Rollback, Server, Session,
-    SessionDetail, Sessions,
+    Change, Checkpoint, Checkpoints, Failure, Fork, ImageDetail, Images, NewCheckpoint, NewImage, NewSession,
+    Rollback, Server, Session, SessionDetail, Sessions,
 };
 use crate::error::{Error, ErrorKind, Result};
+use crate::net::rights;
+use crate::takeover::{Commit, Offer, Taken};
+use rustix::net::{RecvFlags, SendFlags};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -33,6 +38,8 @@ const MOST_BODY: u64 = 1 << 30;
 pub struct Client {
     stream: UnixStream,
     path: PathBuf,
+    /// Descriptors that came with the last answer.
+    files: Vec<OwnedFd>,
 }
 
 impl Client {
@@ -53,7 +60,7 @@ impl Client {
         let stream = UnixStream::connect(path).map_err(failed)?;
         stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
         stream.set_write_timeout(Some(PATIENCE)).map_err(failed)?;
-        Ok(Self { stream, path: path.to_owned() })
+        Ok(Self { stream, path: path.to_owned(), files: Vec::new() })
     }
 
     /// The server as a whole.
@@ -64,7 +71,50 @@ impl Client {
         self.ask("GET", "/v1/server", None::<&()>)
     }
 
-    /// All sessions, the oldest first.
+    /// Asks the server to give its place to this process: what it offers, with its listening sockets, that of the control API
+    /// last.
+    ///
+    /// # Errors
+    /// As [`Client::server`]; `InUse` when it gives way to somebody already.
+    pub fn take_over(&mut self) -> Result<(Offer, Vec<OwnedFd>)> {
+        let offer = self.ask("POST", "/v1/takeover", None::<&()>)?;
+        Ok((offer, std::mem::take(&mut self.files)))
+    }
+
+    /// Takes its place: from now on it accepts nobody any more, and ends when all who are there have left, or after `time`.
+    /// `bridge` is one end of a [`Bridge`](crate::takeover::Bridge).
+    ///
+    /// # Errors
+    /// As [`Client::take_over`].
+    pub fn commit_takeover(&mut self, bridge: OwnedFd, time: Option<Duration>) -> Result<Taken> {
+        let commit = Commit { drain_seconds: time.map(|time| time.as_secs_f64()) };
+        let file = File::from(bridge);
+        let body = self.exchange("POST", "/v1/takeover/commit", Some(&commit), Some(&file))?;
+        serde_json::from_slice(&body).map_err(|error| self.strange(&error.to_string()))
+    }
+
+    /// All images that are offered, with the files that they are.
+    ///
+    /// # Errors
+    /// As [`Client::server`].
+    pub fn images(&mut self) -> Result<Vec<ImageDetail>> {
+        let all: Images = self.ask("GET", "/v1/images", None::<&()>)?;
+        Ok(all.images)
+    }
+
+    /// Has the server offer `file`, which lies at the absolute `path` and is open for reading alone, as the image `name` from
+    /// now on. The server need not be able to open it.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such image, `Invalid` when the file cannot be one; and as [`Client::server`].
+    pub fn set_image(&mut self, name: &str, path: &Path, file: &File) -> Result<ImageDetail> {
+        let wanted = NewImage { path: Some(path.to_owned()) };
+        let body =
+            self.exchange("PUT", &format!("/v1/images/{}", segment(name)), Some(&wanted), Some(file))?;
+        serde_json::from_slice(&body).map_err(|error| self.strange(&error.to_string()))
+    }
+
+    /// All sessions, the oldest first; then those of a server that is being replaced.
     ///
     /// # Errors
     /// As [`Client::server`].
@@ -74,6 +124,14 @@ impl Client {
         while let Some(serial) = after {
             let page: Sessions = self.ask("GET", &format!("/v1/sessions?after={serial}"), None::<&()>)?;
             all.extend(page.sessions);
+            // One after the other: where there are any, a server is being replaced, which does not last.
+            for name in &page.before {
+                match self.session(name) {
+                    Ok(detail) => all.push(detail.session),
+                    Err(error) if error.kind() == ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                }
+            }
             // A server that does not get on must not keep us for ever.
             after = page.next.filter(|next| *next > serial);
         }
@@ -110,7 +168,7 @@ impl Client {
     /// # Errors
     /// As [`Client::session`].
     pub fn end(&mut self, name: &str) -> Result<()> {
-        self.exchange("DELETE", &path_of(name), None::<&()>).map(drop)
+        self.exchange("DELETE", &path_of(name), None::<&()>, None).map(drop)
     }
 
     /// The checkpoints of a session, the oldest first.
@@ -138,7 +196,7 @@ impl Client {
     /// `NotFound` when there is none of this name; and as [`Client::session`].
     pub fn drop_checkpoint(&mut self, session: &str, name: &str) -> Result<()> {
         let path = format!("{}/{}", below(session, "checkpoints"), segment(name));
-        self.exchange("DELETE", &path, None::<&()>).map(drop)
+        self.exchange("DELETE", &path, None::<&()>, None).map(drop)
     }
 
     /// Makes a session what it was at a checkpoint.
@@ -172,12 +230,18 @@ impl Client {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<T> {
-        let body = self.exchange(method, path, body)?;
+        let body = self.exchange(method, path, body, None)?;
         serde_json::from_slice(&body).map_err(|error| self.strange(&error.to_string()))
     }
 
     /// Asks, and returns the body of the answer; what the server says of a failure is the error.
-    fn exchange(&mut self, method: &str, path: &str, body: Option<&impl Serialize>) -> Result<Vec<u8>> {
+    fn exchange(
+        &mut self,
+        method: &str,
+        path: &str,
+        body: Option<&impl Serialize>,
+        file: Option<&File>,
+    ) -> Result<Vec<u8>> {
         let body = match body {
             Some(body) => serde_json::to_vec(body).map_err(|error| self.strange(&error.to_string()))?,
             None => Vec::new(),
@@ -190,7 +254,11 @@ impl Client {
         request.extend_from_slice(b"\r\n");
         request.extend_from_slice(&body);
         // One that was refused is told so all the same, and hung up on.
-        let written = self.stream.write_all(&request);
+        let written = match file {
+            None => self.stream.write_all(&request),
+            Some(file) => rights::send(&self.stream, &request, &[file.as_fd()], SendFlags::empty())
+                .and_then(|sent| self.stream.write_all(&request[sent..])),
+        };
         let (status, answer) = match self.receive() {
             Ok(answer) => answer,
             Err(error) => return Err(written.err().map_or(error, |error| self.lost(error))),
@@ -238,9 +306,10 @@ impl Client {
 
     fn read_more(&mut self, input: &mut Vec<u8>) -> Result<()> {
         let mut buffer = [0; 16 << 10];
-        match self.stream.read(&mut buffer) {
-            Ok(0) => Err(self.lost(std::io::ErrorKind::UnexpectedEof.into())),
-            Ok(count) => {
+        match rights::receive(&self.stream, &mut buffer, RecvFlags::empty()) {
+            Ok((0, _)) => Err(self.lost(std::io::ErrorKind::UnexpectedEof.into())),
+            Ok((count, files)) => {
+                self.files.extend(files);
                 input.extend_from_slice(&buffer[..count]);
                 Ok(())
             }

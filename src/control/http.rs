@@ -110,13 +110,18 @@ pub(super) fn kind_name(kind: ErrorKind) -> &'static str {
         ErrorKind::Unsupported => "unsupported",
         ErrorKind::Protocol => "protocol",
         ErrorKind::Shutdown => "shutdown",
+        ErrorKind::Elsewhere => "elsewhere",
+        ErrorKind::Away => "io",
     }
 }
 
 /// The kind of failure of a name.
 pub(super) fn kind_of(name: &str) -> ErrorKind {
-    use ErrorKind::{Denied, InUse, Invalid, Io, NotFound, OutOfSpace, Protocol, Shutdown, Unsupported};
-    let kinds = [Invalid, NotFound, Denied, InUse, OutOfSpace, Io, Unsupported, Protocol, Shutdown];
+    use ErrorKind::{
+        Denied, Elsewhere, InUse, Invalid, Io, NotFound, OutOfSpace, Protocol, Shutdown, Unsupported,
+    };
+    let kinds =
+        [Invalid, NotFound, Denied, InUse, OutOfSpace, Io, Unsupported, Protocol, Shutdown, Elsewhere];
     kinds.into_iter().find(|kind| kind_name(*kind) == name).unwrap_or(Io)
 }
 
@@ -127,9 +132,9 @@ pub(super) fn status_of(kind: ErrorKind) -> u16 {
         ErrorKind::Denied => 403,
         ErrorKind::NotFound => 404,
         ErrorKind::InUse => 409,
-        ErrorKind::Io => 500,
+        ErrorKind::Io | ErrorKind::Away => 500,
         ErrorKind::Unsupported => 501,
-        ErrorKind::Shutdown => 503,
+        ErrorKind::Shutdown | ErrorKind::Elsewhere => 503,
         ErrorKind::OutOfSpace => 507,
     }
 }

@@ -79,6 +79,7 @@ fn server(text: &mut Text, subject: &Subject) {
     text.single("memory_data_bytes", "gauge", "Blocks that sessions hold.", budget.data());
     text.single("memory_map_bytes", "gauge", "What it takes to find them.", budget.map());
     text.single("memory_pinned_bytes", "gauge", "Blocks held by replies alone.", budget.pinned());
+    text.single("memory_overflow_bytes", "gauge", "Blocks in the file of --overflow.", budget.away());
     let totals = totals(subject);
     text.family("requests_total", "counter", "Requests of NBD clients.");
     counts(text, "requests_total", "command", &COMMANDS, &totals, &[]);
@@ -143,13 +144,14 @@ fn sessions(text: &mut Text, subject: &Subject) {
     });
     let budget = |found: &Found| {
         let budget = found.session.device().overlay().budget();
-        [budget.limit(), budget.data(), budget.map(), budget.pinned()]
+        [budget.limit(), budget.data(), budget.map(), budget.pinned(), budget.away()]
     };
     for (index, (name, help)) in [
         ("session_memory_limit_bytes", "Data that it may hold."),
         ("session_memory_data_bytes", "Blocks that it holds."),
         ("session_memory_map_bytes", "What it takes to find them."),
         ("session_memory_pinned_bytes", "Blocks held by its replies alone."),
+        ("session_memory_overflow_bytes", "Blocks of it in the file of --overflow."),
     ]
     .into_iter()
     .enumerate()

@@ -12,15 +12,19 @@
 //! but the server's own user, and root, gets an answer.
 
 mod client;
+mod held;
 mod http;
+mod images;
 mod metrics;
 pub mod model;
 mod points;
 mod routes;
 mod server;
+mod succession;
 
 pub use client::Client;
 pub use server::{MOST_CLIENTS, Stopper, serve, stopper};
+pub use succession::{House, Succession};
 
 use crate::net::{Address, Tally};
 use crate::session::{Registry, Totals};
@@ -44,4 +48,6 @@ pub struct Subject {
     pub started: Instant,
     /// The sums that were told last: they never go down.
     pub told: Mutex<Totals>,
+    /// The rest of the server.
+    pub house: Box<dyn House>,
 }

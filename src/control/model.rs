@@ -4,6 +4,7 @@
 //! know in a request.
 
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
 /// A server and all that it does and holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -20,6 +21,8 @@ pub struct Server {
     pub addresses: Vec<String>,
     /// What it offers; the first is also the empty export.
     pub images: Vec<Image>,
+    /// The server whose place this one has taken, while it still has clients.
+    pub before: Option<Predecessor>,
     /// Connections of NBD clients.
     pub connections: Used,
     /// Sessions, those of one connection included.
@@ -34,6 +37,19 @@ pub struct Server {
     pub latency: Latencies,
 }
 
+/// A server that has given way, and goes on serving those whom it has.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Predecessor {
+    /// Its process id; 0 as long as it has not said so.
+    pub pid: u32,
+    /// Connections that it still has.
+    pub connections: u64,
+    /// Sessions that it still has.
+    pub sessions: u64,
+    /// Bytes of memory that it may still use, which this one may not.
+    pub memory: u64,
+}
+
 /// An image that is offered.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Image {
@@ -41,6 +57,41 @@ pub struct Image {
     pub name: String,
     /// Bytes of the image that new sessions were given last.
     pub size: u64,
+}
+
+/// All images that are offered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Images {
+    /// Themselves; the first is also the empty export.
+    pub images: Vec<ImageDetail>,
+}
+
+/// An image and its files.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ImageDetail {
+    /// The export's name.
+    pub name: String,
+    /// The file that new sessions were given last, and those before it that sessions are still on, the newest first.
+    pub files: Vec<ImageFile>,
+}
+
+/// A file of an image.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ImageFile {
+    /// Itself.
+    #[serde(flatten)]
+    pub base: Base,
+    /// How many sessions are on it.
+    pub sessions: u64,
+}
+
+/// A file for an image.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewImage {
+    /// Its absolute path. Where a descriptor comes with the request, that is the file, and this is where it lies.
+    #[serde(default)]
+    pub path: Option<PathBuf>,
 }
 
 /// How many there are of how many there may be.
@@ -59,6 +110,9 @@ pub struct Sessions {
     pub sessions: Vec<Session>,
     /// There are more: ask again for those after this serial number.
     pub next: Option<u64>,
+    /// Sessions that are still with the server whose place this one has taken; each can be asked for by its name. With the last
+    /// of the others.
+    pub before: Vec<String>,
 }
 
 /// A session.
@@ -80,6 +134,11 @@ pub struct Session {
     pub connections: u64,
     /// Bytes of the device.
     pub size: u64,
+    /// The file that it is on; its image may have another one by now.
+    pub base: Base,
+    /// Whether what was written to it is ciphertext in memory.
+    #[serde(default)]
+    pub sealed: bool,
     /// What it holds.
     pub memory: Memory,
     /// How much it may be asked to do.
@@ -92,6 +151,25 @@ pub struct Session {
     pub rates: Rates,
     /// Where its NBD clients connect; nowhere if it is one connection's own.
     pub uris: Vec<String>,
+}
+
+/// The file that an image was at some time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Base {
+    /// Where it lay when it was opened.
+    pub path: String,
+    /// Bytes.
+    pub size: u64,
+    /// The file system that it is on, and
+    pub device: u64,
+    /// its number there, as `stat` has them.
+    pub inode: u64,
+    /// When it was opened: seconds since the beginning of 1970 (UTC).
+    pub opened: f64,
+    /// How many files the image has been until then, itself included.
+    pub generation: u64,
+    /// Whether new sessions get it.
+    pub current: bool,
 }
 
 /// A session, with what takes more to find out.
@@ -115,6 +193,9 @@ pub struct Memory {
     pub data: u64,
     /// What it takes to find them.
     pub map: u64,
+    /// Blocks of it that lie in the file of `--overflow`: of a session among its data, of the server beside it.
+    #[serde(default)]
+    pub overflow: u64,
     /// Blocks that were overwritten or trimmed since, and that replies hold which a client does not take.
     pub pinned: u64,
 }
@@ -217,6 +298,12 @@ pub struct NewSession {
     /// Bytes of data that it may hold; without, as for every session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<u64>,
+    /// It ends with the connection that this is asked for on, unless it is let go before ([`Change::held`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held: bool,
+    /// What is written to it is ciphertext in memory, also where the server does not do so with every session.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sealed: bool,
 }
 
 /// What is to change of a session.
@@ -232,6 +319,12 @@ pub struct Change {
     /// Bytes that may be read and written in a second from now on; 0 lifts the cap.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<u64>,
+    /// What it is called from now on, instead of the id that it has. Who is in it stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// `false`: it does not end with this connection, on which it was made, any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held: Option<bool>,
 }
 
 /// The checkpoints of a session, the oldest first.
@@ -280,6 +373,9 @@ pub struct Fork {
     /// It belongs to whoever connects to it first, and not to whom the other belongs to.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unclaimed: bool,
+    /// It ends with the connection that this is asked for on, unless it is let go before ([`Change::held`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held: bool,
 }
 
 /// Nothing to say.
@@ -298,7 +394,7 @@ pub struct Failure {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Problem {
     /// Of which kind, for programs: `invalid`, `not-found`, `denied`, `in-use`, `out-of-space`, `io`, `unsupported`,
-    /// `protocol` or `shutdown`.
+    /// `protocol`, `shutdown` or `elsewhere`.
     pub kind: String,
     /// One line for people.
     pub message: String,

@@ -1,6 +1,7 @@
 //! Points in a session's life, as the control API has them: checkpoints, the way back to them, and forks.
 
 use super::Subject;
+use super::held::Held;
 use super::http::Response;
 use super::model::{Checkpoint, Checkpoints, Fork, NewCheckpoint, Rollback};
 use super::routes::{detail, new_id, parse};
@@ -15,6 +16,7 @@ pub(super) fn route(
     rest: &[&str],
     method: &str,
     body: &[u8],
+    held: &mut Held,
 ) -> Option<Result<Response>> {
     let other = |allowed: &'static str| {
         let why = format!("There is no {method} here; there is {allowed}");
@@ -30,7 +32,7 @@ pub(super) fn route(
         (["checkpoints", _], _) => other("DELETE"),
         (["rollback"], "POST") => rollback(subject, session, body),
         (["reset"], "POST") => reset(subject, session, body),
-        (["fork"], "POST") => fork(subject, session, body),
+        (["fork"], "POST") => fork(subject, session, body, held),
         (["rollback" | "reset" | "fork"], _) => other("POST"),
         _ => return None,
     })
@@ -79,15 +81,21 @@ fn reset(subject: &Subject, session: &str, body: &[u8]) -> Result<Response> {
     Ok(Response::json(200, &detail(subject, &subject.registry.session(session)?)))
 }
 
-fn fork(subject: &Subject, session: &str, body: &[u8]) -> Result<Response> {
+fn fork(subject: &Subject, session: &str, body: &[u8], held: &mut Held) -> Result<Response> {
     shared(session)?;
-    let Fork { id, unclaimed } = parse(body)?;
+    let Fork { id, unclaimed, held: is_held } = parse(body)?;
+    held.check(is_held)?;
     let id = new_id(id)?;
     let image = session.split('@').next().unwrap_or_default();
     let new = format!("{image}@{id}");
     let heir = if unclaimed { Heir::FirstComer } else { Heir::Owner };
     subject.registry.fork(session, &new, heir)?;
-    Ok(Response::json(201, &detail(subject, &subject.registry.session(&new)?)))
+    let found = subject.registry.session(&new)?;
+    let made = detail(subject, &found);
+    if is_held {
+        held.hold(found);
+    }
+    Ok(Response::json(201, &made))
 }
 
 fn missing(field: &str) -> Error {

@@ -1,35 +1,66 @@
 //! What the control API offers: paths and methods, and what each does.
 
 use super::Subject;
+use super::held::Held;
 use super::http::{Head, Response, status_of};
+use super::images;
 use super::metrics;
 use super::model::{
-    Bytes, Caps, Change, Image, Latencies, Latency, Memory, NewSession, Rates, Requests, Server, Session,
-    SessionDetail, Sessions, Used,
+    Base, Bytes, Caps, Change, Image, Latencies, Latency, Memory, NewSession, Predecessor, Rates, Requests,
+    Server, Session, SessionDetail, Sessions, Used,
 };
 use super::points;
+use super::succession::Succession;
+use crate::base::{self, Identity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::tls::TlsParameters;
-use crate::net::{Party, Peer, Uri};
+use crate::net::{Listener, Party, Peer, Uri};
 use crate::overlay::Budget;
 use crate::session::{Count, Found, Histogram, Kind, SessionId, Totals};
+use crate::takeover::State;
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::de::DeserializeOwned;
 use std::fmt::Write as _;
 use std::num::NonZeroU64;
+use std::os::fd::OwnedFd;
 use std::sync::PoisonError;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 /// Sessions in one answer, unless fewer are asked for.
 const MOST_SESSIONS: usize = 1000;
 
+/// Who asks.
+pub(super) struct Asker<'a> {
+    pub(super) peer: &'a Peer,
+    /// The sessions that end with its connection.
+    pub(super) held: &'a mut Held,
+    /// What was sent along with the request.
+    pub(super) files: &'a mut Vec<OwnedFd>,
+    /// What goes along with the response.
+    pub(super) outgoing: &'a mut Vec<OwnedFd>,
+}
+
 /// The answer to a request.
-pub(super) fn respond(subject: &Subject, head: &Head, body: &[u8], peer: &Peer) -> Response {
-    route(subject, head, body, peer)
+pub(super) fn respond(
+    subject: &Subject,
+    head: &Head,
+    body: &[u8],
+    asker: &mut Asker<'_>,
+    succession: &mut Succession,
+    listener: &mut Option<Listener>,
+) -> Response {
+    route(subject, head, body, asker, succession, listener)
         .unwrap_or_else(|error| Response::failure(status_of(error.kind()), error.kind(), error.to_string()))
 }
 
-fn route(subject: &Subject, head: &Head, body: &[u8], peer: &Peer) -> Result<Response> {
+fn route(
+    subject: &Subject,
+    head: &Head,
+    body: &[u8],
+    asker: &mut Asker<'_>,
+    succession: &mut Succession,
+    listener: &mut Option<Listener>,
+) -> Result<Response> {
     let path: Vec<&str> = head.path.iter().map(String::as_str).collect();
     let method = if head.method == "HEAD" { "GET" } else { head.method.as_str() };
     let other = |allowed| {
@@ -39,22 +70,37 @@ fn route(subject: &Subject, head: &Head, body: &[u8], peer: &Peer) -> Result<Res
     match (path.as_slice(), method) {
         (["metrics"], "GET") => Ok(Response::text(metrics::TYPE, metrics::all(subject))),
         (["metrics"], _) => other("GET, HEAD"),
-        (["v1", "server"], "GET") => Ok(Response::json(200, &server(subject))),
+        (["v1", "server"], "GET") => Ok(Response::json(200, &server(subject, succession))),
         (["v1", "server"], _) => other("GET, HEAD"),
+        (["v1", "takeover"], "POST") => {
+            let super::model::Nothing {} = parse(body)?;
+            let (response, sockets) = succession.offer(subject, listener.as_ref())?;
+            *asker.outgoing = sockets;
+            Ok(response)
+        }
+        (["v1", "takeover", "commit"], "POST") => succession.commit(subject, body, asker.files, listener),
+        (["v1", "takeover"] | ["v1", "takeover", "commit"], _) => other("POST"),
+        (["v1", "images"], "GET") => Ok(images::list(subject)),
+        (["v1", "images"], _) => other("GET, HEAD"),
+        (["v1", "images", name], "GET") => images::show(subject, name),
+        (["v1", "images", name], "PUT") => {
+            images::set(subject, name, &parse(body)?, std::mem::take(asker.files))
+        }
+        (["v1", "images", _], _) => other("GET, HEAD, PUT"),
         (["v1", "sessions"], "GET") => list(subject, &head.query),
-        (["v1", "sessions"], "POST") => create(subject, &parse(body)?, peer),
+        (["v1", "sessions"], "POST") => create(subject, &parse(body)?, asker),
         (["v1", "sessions"], _) => other("GET, HEAD, POST"),
         (["v1", "sessions", name], "GET") => {
             Ok(Response::json(200, &detail(subject, &subject.registry.session(name)?)))
         }
-        (["v1", "sessions", name], "PATCH") => change(subject, name, &parse(body)?),
+        (["v1", "sessions", name], "PATCH") => change(subject, name, &parse(body)?, asker.held),
         (["v1", "sessions", name], "DELETE") => {
             subject.registry.end(name)?;
             Ok(Response::nothing())
         }
         (["v1", "sessions", _], _) => other("GET, HEAD, PATCH, DELETE"),
         (["v1", "sessions", name, rest @ ..], _) => {
-            points::route(subject, name, rest, method, body).unwrap_or_else(|| Err(nothing(head)))
+            points::route(subject, name, rest, method, body, asker.held).unwrap_or_else(|| Err(nothing(head)))
         }
         _ => Err(nothing(head)),
     }
@@ -105,10 +151,11 @@ fn list(subject: &Subject, query: &[(String, String)]) -> Result<Response> {
         sessions.push(session(subject, found, &found.session.totals()));
     }
     let next = rest.peek().and(sessions.last()).map(|last| last.serial);
-    Ok(Response::json(200, &Sessions { sessions, next }))
+    let before = if next.is_none() { subject.registry.names_before() } else { Vec::new() };
+    Ok(Response::json(200, &Sessions { sessions, next, before }))
 }
 
-fn create(subject: &Subject, wanted: &NewSession, peer: &Peer) -> Result<Response> {
+fn create(subject: &Subject, wanted: &NewSession, asker: &mut Asker<'_>) -> Result<Response> {
     let registry = &subject.registry;
     let id = new_id(wanted.id.clone())?;
     let image = wanted.image.clone().unwrap_or_default();
@@ -116,8 +163,14 @@ fn create(subject: &Subject, wanted: &NewSession, peer: &Peer) -> Result<Respons
         let error = Error::new(ErrorKind::NotFound, "No such export").on(image);
         return Err(error.advise("give the image's name, and the id as 'id'"));
     }
-    let found = registry.create(&format!("{image}@{id}"), Party::of(peer), wanted.memory)?;
-    Ok(Response::json(201, &detail(subject, &found)))
+    asker.held.check(wanted.held)?;
+    let found =
+        registry.create(&format!("{image}@{id}"), Party::of(asker.peer), wanted.memory, wanted.sealed)?;
+    let made = detail(subject, &found);
+    if wanted.held {
+        asker.held.hold(found);
+    }
+    Ok(Response::json(201, &made))
 }
 
 /// An id for a new session: what was asked for, or a random one.
@@ -145,8 +198,12 @@ fn random_id() -> Result<String> {
     }))
 }
 
-fn change(subject: &Subject, name: &str, change: &Change) -> Result<Response> {
-    let found = subject.registry.session(name)?;
+fn change(subject: &Subject, name: &str, change: &Change, held: &mut Held) -> Result<Response> {
+    let mut found = subject.registry.session(name)?;
+    if change.held == Some(true) {
+        let error = Error::new(ErrorKind::Invalid, "A session is held from when it is made, or not at all:");
+        return Err(error.on(name));
+    }
     if let Some(memory) = change.memory {
         found.session.device().overlay().budget().set_limit(memory);
     }
@@ -156,10 +213,17 @@ fn change(subject: &Subject, name: &str, change: &Change) -> Result<Response> {
         caps.bandwidth = change.bandwidth.map_or(caps.bandwidth, NonZeroU64::new);
         subject.registry.set_caps(&found.session, caps);
     }
+    if let Some(id) = &change.id {
+        found = subject.registry.rename(name, id)?;
+        held.renamed(&found);
+    }
+    if change.held.is_some() {
+        held.let_go(&found);
+    }
     Ok(Response::json(200, &detail(subject, &found)))
 }
 
-fn server(subject: &Subject) -> Server {
+fn server(subject: &Subject, succession: &Succession) -> Server {
     let registry = &subject.registry;
     let totals = totals(subject);
     let count = |count: usize| count as u64;
@@ -174,6 +238,12 @@ fn server(subject: &Subject) -> Server {
         images: sources
             .map(|source| Image { name: source.name().to_owned(), size: source.latest().size() })
             .collect(),
+        before: succession.before().map(|State { pid, connections, sessions, memory }| Predecessor {
+            pid,
+            connections,
+            sessions,
+            memory,
+        }),
         connections: used(&subject.connections),
         sessions: used(registry.tally()),
         memory: memory(registry.total()),
@@ -191,7 +261,7 @@ pub(super) fn totals(subject: &Subject) -> Totals {
 }
 
 fn session(subject: &Subject, found: &Found, totals: &Totals) -> Session {
-    let Found { name, image, id, session } = found;
+    let Found { name, image, id, is_current, session } = found;
     let rates = session.rates(totals);
     let uri = |address: &crate::net::Address| {
         let tls = subject.encrypted.then(TlsParameters::default);
@@ -206,6 +276,8 @@ fn session(subject: &Subject, found: &Found, totals: &Totals) -> Session {
         age_seconds: session.age().as_secs_f64(),
         connections: session.connections() as u64,
         size: session.device().size(),
+        base: base(session.device().image(), *is_current),
+        sealed: session.device().is_sealed(),
         memory: memory(session.device().overlay().budget()),
         caps: Caps {
             iops: session.pace().caps().iops.map(NonZeroU64::get),
@@ -232,8 +304,28 @@ pub(super) fn detail(subject: &Subject, found: &Found) -> SessionDetail {
     }
 }
 
+/// The file that a session or an image is on.
+pub(super) fn base(image: &base::Image, current: bool) -> Base {
+    let Identity { device, inode } = image.identity();
+    Base {
+        path: image.path().to_string_lossy().into_owned(),
+        size: image.size(),
+        device,
+        inode,
+        opened: image.opened().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64()),
+        generation: image.generation(),
+        current,
+    }
+}
+
 fn memory(budget: &Budget) -> Memory {
-    Memory { limit: budget.limit(), data: budget.data(), map: budget.map(), pinned: budget.pinned() }
+    Memory {
+        limit: budget.limit(),
+        data: budget.data(),
+        map: budget.map(),
+        overflow: budget.away(),
+        pinned: budget.pinned(),
+    }
 }
 
 fn requests(totals: &Totals) -> Requests {

@@ -1,20 +1,29 @@
 //! The control thread: a few clients at a time, each with a few kilobytes, and none that can keep the others waiting.
 
 use super::Subject;
+use super::held::Held;
 use super::http::{self, CONTINUE, Head, MOST_BODY, MOST_HEAD, Response};
-use super::routes;
-use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Listener, PeerKind, Stream};
-use crate::session::Found;
+use super::routes::{self, Asker};
+use super::succession::{Passed, Succession};
+use crate::error::{self, Error, Result};
+use crate::net::{Listener, PeerKind, Stream, rights};
+use crate::session::{Found, Registry};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
-use std::os::fd::OwnedFd;
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Clients at a time. One more takes the place of the one that has been idle for longest, or waits.
 pub const MOST_CLIENTS: usize = 64;
+
+/// Of these, so many may hold sessions, and are not sent away then.
+const MOST_HOLDERS: usize = MOST_CLIENTS / 2;
+
+/// Descriptors that may come with a request.
+const MOST_FILES: usize = 4;
 
 /// How long a request may take to arrive, from its first byte to its last.
 const REQUEST: Duration = Duration::from_secs(10);
@@ -60,7 +69,10 @@ impl Stopper {
 }
 
 /// Answers control clients on `listener`, until `stopper` says so. The socket's file is gone when it returns.
-pub fn serve(listener: Listener, subject: &Subject, stopper: &Stopper) {
+///
+/// When the server has given way to another one, that one listens.
+pub fn serve(listener: Listener, subject: &Subject, succession: Succession, stopper: &Stopper) {
+    let mut doors = Doors { listener: Some(listener), succession };
     let mut clients: Vec<Client> = Vec::new();
     let mut accepts_again: Option<Instant> = None;
     let mut sampled = Instant::now();
@@ -68,20 +80,24 @@ pub fn serve(listener: Listener, subject: &Subject, stopper: &Stopper) {
         let now = Instant::now();
         if now >= sampled {
             subject.registry.sessions().iter().for_each(|Found { session, .. }| session.sample());
+            doors.succession.look(subject);
             sampled = now + SAMPLING.max(now.elapsed() * SAMPLING_SHARE);
         }
-        clients.retain(|client| client.deadline > now);
+        clients.retain(|client| client.deadline.is_none_or(|deadline| deadline > now));
         let has_room = clients.len() < MOST_CLIENTS || clients.iter().any(Client::is_idle);
         accepts_again = accepts_again.filter(|again| *again > now);
         let listens = has_room && accepts_again.is_none();
-        let deadline = clients.iter().map(|client| client.deadline).chain(accepts_again).min();
+        let others = accepts_again.into_iter().chain(doors.succession.deadline());
+        let deadline = clients.iter().filter_map(|client| client.deadline).chain(others).min();
         let timeout = deadline.map_or(sampled, |deadline| deadline.min(sampled));
         let timeout = timeout.saturating_duration_since(now) + Duration::from_millis(1);
 
-        let mut fds = vec![
-            PollFd::new(&*stopper.0, PollFlags::IN),
-            PollFd::new(&listener, if listens { PollFlags::IN } else { PollFlags::empty() }),
-        ];
+        let listener = doors.listener.as_ref().filter(|_| listens);
+        let mut fds = vec![PollFd::new(&*stopper.0, PollFlags::IN)];
+        fds.extend(listener.map(|listener| PollFd::new(listener, PollFlags::IN)));
+        let (first_watched, watched) = (fds.len(), doors.succession.watched());
+        let first_client = first_watched + watched.len();
+        fds.extend(watched);
         fds.extend(clients.iter().map(|client| PollFd::new(&client.stream, client.waits_for())));
         match poll(&mut fds, Timespec::try_from(timeout).ok().as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
@@ -92,17 +108,36 @@ pub fn serve(listener: Listener, subject: &Subject, stopper: &Stopper) {
         if !seen[0].is_empty() {
             return;
         }
-        let mut events = seen[2..].iter();
+        let mut events = seen[first_client..].iter();
+        let mut holders = clients.iter().filter(|client| !client.held.is_empty()).count();
         clients.retain_mut(|client| match events.next() {
-            Some(seen) if !seen.is_empty() => client.drive(subject),
+            Some(seen) if !seen.is_empty() => {
+                let held_before = !client.held.is_empty();
+                client.held.set_room(holders < MOST_HOLDERS);
+                let stays = client.drive(subject, &mut doors);
+                holders += usize::from(!client.held.is_empty());
+                holders -= usize::from(held_before);
+                stays
+            }
             _ => true,
         });
-        if listens && !seen[1].is_empty() {
+        if seen[first_watched..first_client].iter().any(|seen| !seen.is_empty()) {
+            for Passed { stream, input, first } in doors.succession.act(subject) {
+                make_room(&mut clients);
+                let mut client = Client::new(stream, &subject.registry);
+                (client.input, client.first) = (input, first);
+                if client.go_on(subject, &mut doors) {
+                    clients.push(client);
+                }
+            }
+        }
+        let listener = doors.listener.as_ref();
+        if let Some(listener) = listener.filter(|_| first_watched == 2 && !seen[1].is_empty()) {
             match listener.accept() {
                 Ok(None) => {}
                 Ok(Some(stream)) => {
                     make_room(&mut clients);
-                    clients.push(Client::new(stream));
+                    clients.push(Client::new(stream, &subject.registry));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a control client; raise ulimit -n if this goes on");
@@ -111,6 +146,13 @@ pub fn serve(listener: Listener, subject: &Subject, stopper: &Stopper) {
             }
         }
     }
+}
+
+/// Where control clients come in, and where some are passed on to.
+struct Doors {
+    /// `None` when another server has taken this one's place.
+    listener: Option<Listener>,
+    succession: Succession,
 }
 
 /// Hangs up on whoever has been idle for longest, if there is no room.
@@ -143,11 +185,27 @@ struct Client {
     phase: Phase,
     /// It was told to go on with the body of the request at hand.
     continued: bool,
-    deadline: Instant,
+    /// `None` between the requests of one that holds sessions: it is busy with these.
+    deadline: Option<Instant>,
+    held: Held,
+    /// The first image where it came in, if that was at another server.
+    first: Option<String>,
+    /// Descriptors that came with what is in `input`.
+    files: Vec<OwnedFd>,
+    /// Descriptors that go with what is in `output`.
+    outgoing: Vec<OwnedFd>,
+}
+
+/// What there was to do for a client.
+enum Took {
+    Nothing,
+    Request,
+    /// It is another server's client from now on.
+    Leave,
 }
 
 impl Client {
-    fn new(stream: Stream) -> Self {
+    fn new(stream: Stream, registry: &Arc<Registry>) -> Self {
         let mut client = Self {
             stream,
             input: Vec::new(),
@@ -155,7 +213,11 @@ impl Client {
             sent: 0,
             phase: Phase::Request,
             continued: false,
-            deadline: Instant::now() + REQUEST,
+            deadline: Some(Instant::now() + REQUEST),
+            held: Held::new(registry),
+            first: None,
+            files: Vec::new(),
+            outgoing: Vec::new(),
         };
         // The socket's mode keeps others out. This holds where the mode was changed, or the socket handed on.
         let own = rustix::process::geteuid().as_raw();
@@ -167,14 +229,14 @@ impl Client {
             let peer = client.stream.peer();
             tracing::warn!(%peer, "A control client was refused: it is neither this server's user nor root");
             let why = "Only the server's own user, and root, may control it";
-            client.answer(&Response::failure(403, ErrorKind::Denied, why), false, false);
+            client.answer(&Response::failure(403, error::ErrorKind::Denied, why), false, false);
         }
         client
     }
 
     /// Whether it has nothing to ask for, nor anything to get.
     fn is_idle(&self) -> bool {
-        self.phase == Phase::Request && self.input.is_empty()
+        self.phase == Phase::Request && self.input.is_empty() && self.held.is_empty()
     }
 
     fn waits_for(&self) -> PollFlags {
@@ -186,10 +248,14 @@ impl Client {
     }
 
     /// Does what can be done; whether it is to stay.
-    fn drive(&mut self, subject: &Subject) -> bool {
+    fn drive(&mut self, subject: &Subject, doors: &mut Doors) -> bool {
         if self.sent == self.output.len() && !self.receive() {
             return false;
         }
+        self.go_on(subject, doors)
+    }
+
+    fn go_on(&mut self, subject: &Subject, doors: &mut Doors) -> bool {
         loop {
             if !self.send() {
                 return false;
@@ -198,16 +264,20 @@ impl Client {
                 return true;
             }
             match self.phase {
-                Phase::Request => {
-                    if !self.take_request(subject) {
-                        return true;
-                    }
-                }
+                Phase::Request => match self.take_request(subject, doors) {
+                    Took::Nothing => return true,
+                    Took::Request => {}
+                    Took::Leave => return false,
+                },
                 Phase::Response { keep_alive: true } => {
                     self.phase = Phase::Request;
                     self.continued = false;
-                    let time = if self.input.is_empty() { IDLE } else { REQUEST };
-                    self.deadline = Instant::now() + time;
+                    let time = match (self.input.is_empty(), self.held.is_empty()) {
+                        (false, _) => Some(REQUEST),
+                        (true, true) => Some(IDLE),
+                        (true, false) => None,
+                    };
+                    self.deadline = time.map(|time| Instant::now() + time);
                 }
                 Phase::Response { keep_alive: false } => {
                     // Closed at once, with something of its unread, it might see that before it sees the response.
@@ -215,7 +285,7 @@ impl Client {
                         return false;
                     }
                     self.phase = Phase::Farewell { bytes: FAREWELL_BYTES };
-                    self.deadline = Instant::now() + FAREWELL;
+                    self.deadline = Some(Instant::now() + FAREWELL);
                     return true;
                 }
                 Phase::Farewell { .. } => return true,
@@ -226,35 +296,38 @@ impl Client {
     /// Takes what has come; whether the client is still there.
     fn receive(&mut self) -> bool {
         let mut buffer = [0; 16 << 10];
-        match rustix::net::recv(&self.stream, &mut buffer, RecvFlags::DONTWAIT) {
-            Ok((_, 0)) => false,
-            Ok((_, count)) => {
+        match rights::receive(&self.stream, &mut buffer, RecvFlags::DONTWAIT) {
+            Ok((0, _)) => false,
+            Ok((count, files)) => {
+                self.files.extend(files);
+                self.files.truncate(MOST_FILES);
                 if let Phase::Farewell { bytes } = &mut self.phase {
                     *bytes = bytes.saturating_sub(count);
                     return *bytes > 0;
                 }
                 if self.input.is_empty() {
-                    self.deadline = Instant::now() + REQUEST;
+                    self.deadline = Some(Instant::now() + REQUEST);
                 }
                 self.input.extend_from_slice(&buffer[..count]);
                 true
             }
-            Err(Errno::AGAIN | Errno::INTR) => true,
-            Err(_) => false,
+            Err(error) => matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted),
         }
     }
 
     /// Sends what the socket takes; whether the client is still there.
     fn send(&mut self) -> bool {
         while self.sent < self.output.len() {
-            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            match rustix::net::send(&self.stream, &self.output[self.sent..], flags) {
+            // With the first of it.
+            let files: Vec<_> = self.outgoing.iter().map(AsFd::as_fd).collect();
+            match rights::send(&self.stream, &self.output[self.sent..], &files, SendFlags::DONTWAIT) {
                 Ok(count) => {
                     self.sent += count;
-                    self.deadline = Instant::now() + RESPONSE;
+                    self.outgoing.clear();
+                    self.deadline = Some(Instant::now() + RESPONSE);
                 }
-                Err(Errno::AGAIN) => return true,
-                Err(Errno::INTR) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return true,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(_) => return false,
             }
         }
@@ -262,38 +335,60 @@ impl Client {
         true
     }
 
-    /// Answers the next request, if it is all there; whether there was anything to do.
-    fn take_request(&mut self, subject: &Subject) -> bool {
+    /// Answers the next request, if it is all there.
+    fn take_request(&mut self, subject: &Subject, doors: &mut Doors) -> Took {
         // Between requests empty lines are nothing (RFC 9112, 2.2).
         let start = self.input.iter().position(|byte| !b"\r\n".contains(byte)).unwrap_or(self.input.len());
         self.input.drain(..start);
-        let head = match http::parse(&self.input) {
+        let mut head = match http::parse(&self.input) {
             Ok(Some(head)) => head,
-            Ok(None) => return false,
+            Ok(None) => return Took::Nothing,
             Err(response) => {
                 self.answer(&response, false, false);
-                return true;
+                return Took::Request;
             }
         };
-        let Head { len, body, keep_alive, expects_continue, .. } = head;
+        let &Head { len, body, keep_alive, expects_continue, .. } = &head;
         debug_assert!(len <= MOST_HEAD && body <= MOST_BODY);
-        let Some(content) = self.input.get(len..len + body) else {
+        if self.input.len() < len + body {
             if expects_continue && !std::mem::replace(&mut self.continued, true) {
                 self.output.extend_from_slice(CONTINUE);
-                return true;
+                return Took::Request;
             }
-            return false;
-        };
-        let response = routes::respond(subject, &head, content, self.stream.peer());
+            return Took::Nothing;
+        }
+        let Self { stream, input, held, first, files, outgoing, .. } = self;
+        if let ["v1", "sessions", ..] = head.path.iter().map(String::as_str).collect::<Vec<_>>()[..]
+            && let Some(name) = head.path.get_mut(2)
+        {
+            *name = subject.registry.resolve(name, first.as_deref()).into_owned();
+        }
+        // Who holds sessions here has something to do with this server only.
+        if held.is_empty()
+            && let Some(side) = doors.succession.whose(subject, &head)
+            && doors.succession.bridge(side).is_some()
+            // What came along cannot go on; the client that asks again finds who has it to do.
+            && (!files.is_empty() || doors.succession.pass_control(subject, side, stream, input, first.as_deref()))
+        {
+            return Took::Leave;
+        }
+        let content = &input[len..len + body];
+        let mut asker = Asker { peer: stream.peer(), held, files, outgoing };
+        let response =
+            routes::respond(subject, &head, content, &mut asker, &mut doors.succession, &mut doors.listener);
         tracing::debug!(peer = %self.stream.peer(), method = head.method, path = ?head.path, status = response.status, "control");
         self.input.drain(..len + body);
+        if self.input.is_empty() {
+            // Whatever came with it was for it.
+            self.files.clear();
+        }
         self.answer(&response, keep_alive, head.method == "HEAD");
-        true
+        Took::Request
     }
 
     fn answer(&mut self, response: &Response, keep_alive: bool, head_only: bool) {
         response.encode(&mut self.output, keep_alive, head_only);
         self.phase = Phase::Response { keep_alive };
-        self.deadline = Instant::now() + RESPONSE;
+        self.deadline = Some(Instant::now() + RESPONSE);
     }
 }

@@ -15,6 +15,7 @@ use crate::limits::PAYLOAD_WINDOW_BYTES as WINDOW;
 use crate::overlay::{Magazine, Outcome, is_zero};
 use crate::sys::{KernelSpanMut, Slot};
 use std::ops::Range;
+use zeroize::Zeroizing;
 
 /// The payload for part of one block.
 #[derive(Debug)]
@@ -22,7 +23,7 @@ pub struct Fragment {
     /// Where it belongs, in bytes.
     pub offset: u64,
     /// What belongs there.
-    pub data: Vec<u8>,
+    pub data: Zeroizing<Vec<u8>>,
 }
 
 /// A write in the middle of its payload.
@@ -166,7 +167,7 @@ impl Incoming {
         let mut result = Ok(());
         self.since.get_or_insert_with(|| device.overlay.returns());
         device.overlay.pool().staging().remove(self.slots.len());
-        for (slot, block) in self.slots.drain(..).zip(self.first..) {
+        for (mut slot, block) in self.slots.drain(..).zip(self.first..) {
             let bytes = device.overlay.pool().arena().bytes(&slot);
             let from = start.max(block * size.bytes());
             let to = end.min((block + 1) * size.bytes());
@@ -176,12 +177,13 @@ impl Incoming {
             } else if !whole {
                 let at = size.offset_within(from);
                 let data = bytes[at..at + super::clamp(to - from)].to_vec();
-                self.fragments.push(Fragment { offset: from, data });
+                self.fragments.push(Fragment { offset: from, data: data.into() });
                 magazine.release(slot);
             } else if is_zero(bytes) {
                 magazine.release(slot);
                 result = device.overlay.set_zero(block..block + 1, magazine);
             } else {
+                device.overlay.seal_slot(block, &mut slot);
                 result = device.overlay.install(block, slot, magazine);
             }
         }

@@ -34,6 +34,8 @@ pub enum Piece {
     Blocks {
         /// The slots, held so that nothing changes or recycles them.
         run: SlotRun,
+        /// The block that the first of them is of. Where the device is sealed they hold ciphertext: see [`Device::copy`].
+        first: u64,
         /// Where in them the part begins.
         at: usize,
         /// Bytes.
@@ -152,13 +154,26 @@ impl Device {
     }
 
     /// Calls `put` for the pieces that make up `range`, in order.
+    ///
+    /// # Panics
+    /// If a part of it is in a file: for those who have [`Device::read_in`] bring that in.
     pub fn read(&self, range: Range<u64>, put: impl FnMut(Piece)) {
-        self.read_in(None, range, put);
+        self.read_in(None, range, put).expect("all of it is in memory");
     }
 
     /// The same for a part of a long read, which sees the device as it was when the read began if it was rolled back since.
-    pub fn read_in(&self, read: Option<&LongRead>, range: Range<u64>, mut put: impl FnMut(Piece)) {
+    ///
+    /// # Errors
+    /// `Away` when a part of it is in a file, and must be brought in first; what was `put` is to be given back then.
+    pub fn read_in(
+        &self,
+        read: Option<&LongRead>,
+        range: Range<u64>,
+        mut put: impl FnMut(Piece),
+    ) -> Outcome<()> {
         let arena = self.overlay.pool().arena();
+        let sealed = self.is_sealed();
+        let mut is_away = false;
         self.overlay.for_runs_in(read, self.blocks(&range), |blocks, content| {
             let bytes = self.bytes(&blocks, &range);
             let mut left = clamp(bytes.end - bytes.start);
@@ -174,24 +189,59 @@ impl Device {
                     }
                 }
                 Content::Zero => put(Piece::Zero { len: left }),
+                Content::Allocated(slots)
+                    if sealed && slots.iter().any(|slot| arena.is_away(slot.number())) =>
+                {
+                    is_away = true;
+                }
                 Content::Allocated(slots) => {
+                    if sealed {
+                        slots.iter().for_each(|slot| arena.touch(slot));
+                    }
                     let mut at = self.block_size().offset_within(bytes.start);
+                    let mut first = blocks.start;
                     let mut slots = slots.iter().map(|slot| arena.lend(slot)).peekable();
                     while let Some(slot) = slots.next() {
-                        let (mut run, mut len) = (SlotRun::new(slot), arena.slot_size() - at);
+                        let (mut run, mut len, mut count) = (SlotRun::new(slot), arena.slot_size() - at, 1);
                         while let Some(next) = slots.next_if(|slot| slot.number() == run.next_number()) {
                             // Just seen to be the neighbour.
                             let _ = run.extend(next);
                             len += arena.slot_size();
+                            count += 1;
                         }
                         let len = len.min(left);
                         left -= len;
-                        put(Piece::Blocks { run, at, len });
-                        at = 0;
+                        put(Piece::Blocks { run, first, at, len });
+                        (at, first) = (0, first + count);
                     }
                 }
             }
         });
+        if is_away { Err(ErrorKind::Away) } else { Ok(()) }
+    }
+
+    /// Whether blocks are ciphertext where they lie.
+    #[must_use]
+    pub fn is_sealed(&self) -> bool {
+        self.overlay.seal().is_some()
+    }
+
+    /// Puts what a [`Piece::Blocks`] has from byte `at` of its slots on into `out`, in plain.
+    ///
+    /// # Panics
+    /// If there are not as many bytes.
+    pub fn copy(&self, run: &SlotRun, first: u64, at: usize, out: &mut [u8]) {
+        let bytes = self.overlay.pool().arena().run_bytes(run);
+        let Some(seal) = self.overlay.seal() else { return out.copy_from_slice(&bytes[at..at + out.len()]) };
+        let size = self.block_size().in_memory();
+        let (mut at, mut out) = (at, out);
+        while !out.is_empty() {
+            let (index, within) = (at / size, at % size);
+            let count = out.len().min(size - within);
+            let (now, rest) = out.split_at_mut(count);
+            seal.read(first + index as u64, &bytes[index * size..(index + 1) * size], within, now);
+            (at, out) = (at + count, rest);
+        }
     }
 
     /// Gives back what a [`Piece::Blocks`] of [`Device::read`] holds.
@@ -219,10 +269,26 @@ impl Device {
         self.edges(range).find_map(|block| self.read_needs(&(block.start..block.end.min(self.size()))))
     }
 
+    /// The first block at an edge of `range`, covered in part, that is in a file.
+    #[must_use]
+    pub fn away_edge(&self, range: &Range<u64>) -> Option<Range<u64>> {
+        let arena = self.overlay.pool().arena();
+        self.edges(range).find(|edge| {
+            let mut is_away = false;
+            self.overlay.for_runs(self.blocks(edge), |_, content| {
+                if let Content::Allocated(slots) = content {
+                    is_away |= slots.iter().any(|slot| arena.is_away(slot.number()));
+                }
+            });
+            is_away
+        })
+    }
+
     /// Writes `data` at byte `offset`. Whole blocks of zeroes become zero blocks, which take no memory.
     ///
     /// # Errors
-    /// `OutOfSpace` when a budget is used up, `Io` when the base cannot be read; part may be written then.
+    /// `OutOfSpace` when a budget is used up, `Io` when the base cannot be read, `Away` when a block at an edge is in a file and must be
+    /// brought in first; part may be written then.
     pub fn write(&self, offset: u64, data: &[u8], magazine: &mut Magazine) -> Outcome<()> {
         let size = self.block_size();
         let (mut at, mut data) = (offset, data);
@@ -301,7 +367,8 @@ impl Device {
     fn allocate_zeroes(&self, blocks: Range<u64>, magazine: &mut Magazine) -> Outcome<()> {
         for block in blocks {
             // Slots come zeroed.
-            let slot = magazine.allocate()?;
+            let mut slot = magazine.allocate()?;
+            self.overlay.seal_slot(block, &mut slot);
             self.overlay.install(block, slot, magazine)?;
         }
         Ok(())

@@ -1,8 +1,8 @@
 //! Devices with checkpoints and forks, against as many byte arrays.
 
-use super::tests::pattern;
+use super::tests::{overlay, pattern};
 use super::*;
-use crate::overlay::{Pool, Snapshot};
+use crate::overlay::{OverflowFile, Pool, Snapshot};
 use proptest::prelude::*;
 use std::collections::HashSet;
 use std::io::Write;
@@ -54,6 +54,8 @@ enum Op {
     ForkOf(usize),
     End,
     Tidy,
+    /// What can goes to the file, if there is one.
+    Out,
 }
 
 /// What is done, and to which of the sessions.
@@ -79,6 +81,7 @@ fn ops() -> impl Strategy<Value = Vec<(usize, Op)>> {
         1 => any::<usize>().prop_map(Op::ForkOf),
         1 => Just(Op::End),
         1 => Just(Op::Tidy),
+        3 => Just(Op::Out),
     ];
     prop::collection::vec((any::<usize>(), op), 1..50)
 }
@@ -87,17 +90,29 @@ fn span(range: &Range<u64>) -> Range<usize> {
     clamp(range.start)..clamp(range.end)
 }
 
+/// As a helper does for who needs it.
+fn bring_in(device: &Device, range: &Range<u64>) {
+    device.overlay().bring_in(None, device.blocks(range)).unwrap();
+}
+
 impl Worlds {
     fn new() -> Self {
+        Self::of(false)
+    }
+
+    /// Whose sessions are sealed, or are not.
+    fn of(sealed: bool) -> Self {
         let base = pattern(SIZE);
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&base).unwrap();
         let image = Arc::new(Image::open(file.path()).unwrap());
-        let pool = Pool::new(256 << 20, BlockSize::DEFAULT).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let away = sealed.then(|| OverflowFile::make(dir.path(), 64 << 20).unwrap());
+        let pool = Pool::with_overflow(256 << 20, BlockSize::DEFAULT, away).unwrap();
         let total = Budget::total(256 << 20);
         let magazine = Magazine::new(Arc::clone(&pool));
         let budget = Budget::within(&total, 1 << 30).unwrap();
-        let overlay = Overlay::new(BLOCKS, Arc::clone(&pool), budget);
+        let overlay = overlay(BLOCKS, &pool, budget, sealed);
         let first = World { device: Device::new(image, overlay), model: base.clone(), points: Vec::new() };
         Self { total, pool, magazine, all: vec![Some(first)], replies: Vec::new(), base, _file: file }
     }
@@ -109,9 +124,10 @@ impl Worlds {
                 Piece::Base { offset, len } => {
                     out.extend_from_slice(&self.base[clamp(*offset)..clamp(*offset) + len]);
                 }
-                Piece::Blocks { run, at, len } => {
-                    let arena = device.overlay().pool().arena();
-                    out.extend_from_slice(&arena.run_bytes(run)[*at..at + len]);
+                Piece::Blocks { run, first, at, len } => {
+                    let start = out.len();
+                    out.resize(start + len, 0);
+                    device.copy(run, *first, *at, &mut out[start..]);
                 }
                 Piece::Zero { len } => out.resize(out.len() + len, 0),
             }
@@ -139,11 +155,17 @@ impl Worlds {
         match op {
             Op::Write(range, value) => {
                 model[span(&range)].fill(value);
-                device.write(range.start, &model[span(&range)], magazine).unwrap();
+                while let Err(kind) = device.write(range.start, &model[span(&range)], magazine) {
+                    assert_eq!(kind, ErrorKind::Away);
+                    bring_in(device, &range);
+                }
             }
             Op::Zero(range, allocate) => {
                 model[span(&range)].fill(0);
-                device.write_zeroes(range, allocate, magazine).unwrap();
+                while let Err(kind) = device.write_zeroes(range.clone(), allocate, magazine) {
+                    assert_eq!(kind, ErrorKind::Away);
+                    bring_in(device, &range);
+                }
             }
             Op::Trim(range) => {
                 device.trim(&range, magazine);
@@ -153,6 +175,7 @@ impl Worlds {
             }
             Op::Read(range) => {
                 let mut pieces = Vec::new();
+                bring_in(device, &range);
                 device.read(range.clone(), |piece| pieces.push(piece));
                 self.replies.push(Reply { world: at, pieces, expected: model[span(&range)].to_vec() });
             }
@@ -197,6 +220,13 @@ impl Worlds {
                 self.all[at] = None;
             }
             Op::Tidy => device.overlay().tidy(),
+            Op::Out => {
+                // What was brought in and not used since stays, as long as the clock stands still.
+                let mut next = Some(0);
+                while let Some(block) = next {
+                    next = device.overlay().move_out(block, 0).unwrap().next;
+                }
+            }
         }
     }
 
@@ -205,6 +235,7 @@ impl Worlds {
         for at in 0..self.all.len() {
             let Some(World { device, model, points }) = &self.all[at] else { continue };
             let mut pieces = Vec::new();
+            bring_in(device, &(0..SIZE as u64));
             device.read(0..SIZE as u64, |piece| pieces.push(piece));
             assert!(self.bytes(device, &pieces) == *model, "session {at}");
             for piece in pieces {
@@ -220,8 +251,18 @@ impl Worlds {
                         Content::Unallocated => assert!(then[range.clone()] == self.base[range]),
                         Content::Zero => assert!(then[range].iter().all(|byte| *byte == 0)),
                         Content::Allocated(slots) => {
-                            for (slot, block) in slots.iter().zip(then[range].chunks(4096)) {
-                                let bytes = self.pool.arena().bytes(slot);
+                            for ((slot, block), number) in
+                                slots.iter().zip(then[range].chunks(4096)).zip(blocks.start..)
+                            {
+                                if self.pool.arena().is_away(slot.number()) {
+                                    // It is looked at when somebody goes back to it.
+                                    continue;
+                                }
+                                let mut bytes = self.pool.arena().bytes(slot).to_vec();
+                                if let Some(seal) = device.overlay().seal() {
+                                    let sealed = bytes.clone();
+                                    seal.read(number, &sealed, 0, &mut bytes);
+                                }
                                 assert!(bytes[..block.len()] == *block, "a checkpoint has changed");
                             }
                         }
@@ -244,13 +285,17 @@ impl Worlds {
             device.overlay().for_runs(0..BLOCKS, &mut see);
             points.iter().for_each(|(snapshot, _)| snapshot.for_runs(0..BLOCKS, &mut see));
         }
-        assert_eq!(self.total.data(), held.len() as u64 * BLOCK);
+        assert_eq!(self.total.data() + self.total.away(), held.len() as u64 * BLOCK);
+        let away = held.iter().filter(|&&number| self.pool.arena().is_away(number)).count() as u64;
+        assert_eq!(self.total.away(), away * BLOCK);
+        assert_eq!(self.pool.overflow().map_or(0, |overflow| overflow.used()), away * BLOCK);
         // What is paid for by those that have ended is in no session's account, and in the total.
         let accounts = self.all.iter().flatten().map(|world| world.device.overlay().budget());
         let (data, map) = accounts.fold((0, 0), |(data, map), one| (data + one.data(), map + one.map()));
-        assert!(data <= self.total.data() && map <= self.total.map());
+        let total = self.total.data() + self.total.away();
+        assert!(data <= total && map <= self.total.map());
         if self.all.iter().all(Option::is_some) {
-            assert_eq!(data, self.total.data());
+            assert_eq!(data, total);
             assert_eq!(map + self.all.len() as u64 * Budget::SESSION, self.total.map());
         }
     }
@@ -266,7 +311,8 @@ impl Worlds {
         self.all.clear();
         self.magazine.flush();
         assert_eq!((self.total.data(), self.total.map(), self.total.pinned()), (0, 0, 0));
-        assert_eq!(self.pool.slots_in_use(), 0);
+        assert_eq!((self.pool.slots_in_use(), self.total.away()), (0, 0));
+        assert_eq!(self.pool.overflow().map_or(0, |overflow| overflow.used()), 0);
         assert_eq!(self.pool.accounts(), 0);
     }
 }
@@ -275,8 +321,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
-    fn sessions_checkpoints_and_forks_are_byte_arrays(ops in ops()) {
-        let mut worlds = Worlds::new();
+    fn sessions_checkpoints_and_forks_are_byte_arrays(ops in ops(), sealed in any::<bool>()) {
+        let mut worlds = Worlds::of(sealed);
         for (count, (which, op)) in ops.into_iter().enumerate() {
             worlds.act(which, op);
             if count % 8 == 7 {

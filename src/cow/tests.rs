@@ -12,14 +12,26 @@ struct Fixture {
 }
 
 fn fixture(base: &[u8], limit: u64) -> Fixture {
+    fixture_of(base, limit, false)
+}
+
+fn fixture_of(base: &[u8], limit: u64, sealed: bool) -> Fixture {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(base).unwrap();
     let image = Arc::new(Image::open(file.path()).unwrap().untold());
     let pool = Pool::new(64 << 20, BlockSize::DEFAULT).unwrap();
     let magazine = Magazine::new(Arc::clone(&pool));
     let blocks = BlockSize::DEFAULT.blocks_for(image.size());
-    let overlay = Overlay::new(blocks, pool, Budget::within(&Budget::total(64 << 20), limit).unwrap());
+    let overlay = overlay(blocks, &pool, Budget::within(&Budget::total(64 << 20), limit).unwrap(), sealed);
     Fixture { device: Device::new(image, overlay), magazine, _file: file }
+}
+
+/// One that is sealed, or is not.
+pub(super) fn overlay(blocks: u64, pool: &Arc<Pool>, budget: Budget, sealed: bool) -> Overlay {
+    match sealed {
+        true => Overlay::sealed(blocks, Arc::clone(pool), budget, pool.keys().unwrap().make().unwrap()),
+        false => Overlay::new(blocks, Arc::clone(pool), budget),
+    }
 }
 
 pub(super) fn pattern(len: usize) -> Vec<u8> {
@@ -36,9 +48,10 @@ impl Fixture {
                 device.image().read_at(offset, &mut bytes).unwrap();
                 out.extend(bytes);
             }
-            Piece::Blocks { run, at, len } => {
-                let arena = device.overlay().pool().arena();
-                out.extend_from_slice(&arena.run_bytes(&run)[at..at + len]);
+            Piece::Blocks { run, first, at, len } => {
+                let start = out.len();
+                out.resize(start + len, 0);
+                device.copy(&run, first, at, &mut out[start..]);
                 device.release(run, magazine);
             }
             Piece::Zero { len } => out.resize(out.len() + len, 0),
@@ -107,9 +120,9 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn the_device_is_a_byte_array(ops in ops()) {
+    fn the_device_is_a_byte_array(ops in ops(), sealed in any::<bool>()) {
         let mut model = pattern(SIZE);
-        let mut fixture = fixture(&model, 1 << 30);
+        let mut fixture = fixture_of(&model, 1 << 30, sealed);
         for op in ops {
             let device = &fixture.device;
             match op {
@@ -255,4 +268,59 @@ fn a_base_that_fails_under_a_partial_write_is_an_error() {
     assert_eq!(fixture.device.write(5 * 4096, &[1; 10], &mut fixture.magazine), Err(ErrorKind::Io));
     fixture.device.write(5 * 4096, &[1; 4096], &mut fixture.magazine).unwrap();
     fixture.device.write(5 * 4096 + 1, &[2; 10], &mut fixture.magazine).unwrap();
+}
+
+/// What is in memory for the blocks `blocks`, one after the other.
+fn in_memory(device: &Device, blocks: Range<u64>) -> Vec<u8> {
+    let mut all = Vec::new();
+    device.overlay().for_runs(blocks, |_, content| {
+        if let Content::Allocated(slots) = content {
+            let arena = device.overlay().pool().arena();
+            slots.iter().for_each(|slot| all.extend_from_slice(arena.bytes(slot)));
+        }
+    });
+    all
+}
+
+#[test]
+fn what_is_sealed_is_noise_in_memory_and_equal_blocks_differ() {
+    const MARKER: [u8; 32] = *b"not to be found in block memory!";
+    let data = MARKER.repeat(128);
+    let has_marker = |bytes: &[u8]| bytes.windows(32).any(|window| window == MARKER);
+    for sealed in [false, true] {
+        let mut fixture = fixture_of(&pattern(64 * 4096), 1 << 30, sealed);
+        let (device, magazine) = (&fixture.device, &mut fixture.magazine);
+        for block in 0..3 {
+            device.write(block * 4096, &data, magazine).unwrap();
+        }
+        // Parts: over the base, over zeroes, over what is there, and in memory that was given ahead.
+        device.write(4 * 4096 + 33, &MARKER, magazine).unwrap();
+        device.write_zeroes(5 * 4096..6 * 4096, false, magazine).unwrap();
+        device.write(5 * 4096 + 100, &MARKER, magazine).unwrap();
+        device.write(4 * 4096 + 1000, &MARKER, magazine).unwrap();
+        device.write_zeroes(6 * 4096..7 * 4096, true, magazine).unwrap();
+        // A reply holds the block that is written to.
+        let mut held = Vec::new();
+        device.read(0..4096, |piece| held.push(piece));
+        device.write(7, &MARKER, magazine).unwrap();
+        fixture.receive(8 * 4096, &data.repeat(3), &[1000]);
+        let memory = in_memory(&fixture.device, 0..64);
+        assert_eq!(memory.len(), 9 * 4096);
+        assert_eq!(has_marker(&memory), !sealed);
+        let mut blocks: Vec<_> = memory.chunks(4096).collect();
+        blocks.sort_unstable();
+        blocks.dedup();
+        assert_eq!(blocks.len() == 9, sealed, "equal blocks are equal in memory only where they lie open");
+        let zeroes = memory.chunks(4096).filter(|block| block.iter().all(|&byte| byte == 0)).count();
+        assert_eq!(zeroes, usize::from(!sealed), "zeroes that have memory are no exception");
+        assert_eq!(fixture.read(2 * 4096..3 * 4096), data);
+        assert_eq!(fixture.read(5 * 4096 + 100..5 * 4096 + 132), MARKER);
+        for piece in held {
+            let Piece::Blocks { run, first, at, .. } = piece else { panic!("it was written") };
+            let mut then = vec![0; 4096];
+            fixture.device.copy(&run, first, at, &mut then);
+            assert_eq!(then, data);
+            fixture.device.release(run, &mut fixture.magazine);
+        }
+    }
 }

@@ -2,7 +2,10 @@
 //! start over (an upgrade to TLS) is to replace it.
 
 use super::machine::{Handshake, Outcome};
-use super::{CloseReason, ContextSet, Environment, ExportInfo, KnownContext, Negotiated, Refusal, TlsPolicy};
+use super::{
+    Agreed, CloseReason, ContextSet, Environment, ExportInfo, Knobs, KnownContext, Negotiated, Refusal, Side,
+    TlsPolicy,
+};
 use crate::proto::{
     self, ClientFlags, ExportEntry, ExportNameReply, InfoItem, InfoPayload, InfoType, MetaContext,
     MetaContextPayload, OptionCode, OptionReplyType, TransmissionFlags,
@@ -24,6 +27,32 @@ struct Selection {
 }
 
 impl Negotiation {
+    /// What another server has to know to go on.
+    pub(super) fn agreed(&self, flags: u32) -> Agreed {
+        let Self { structured_replies, extended_headers, contexts } = self;
+        let numbers =
+            |selection: &Selection| selection.contexts.iter().map(|known| known.on_the_wire().id).collect();
+        Agreed {
+            flags,
+            structured_replies: *structured_replies,
+            extended_headers: *extended_headers,
+            selected_for: contexts.as_ref().map(|selection| selection.export_name.clone()),
+            contexts: contexts.as_ref().map(numbers).unwrap_or_default(),
+            first: None,
+        }
+    }
+
+    /// What was agreed on with another server, where all of it is offered here, too.
+    pub(super) fn resumed(knobs: Knobs, agreed: Agreed) -> Option<Self> {
+        let Agreed { structured_replies, extended_headers, selected_for, contexts, .. } = agreed;
+        let contexts = contexts.into_iter().map(KnownContext::from_id).collect::<Option<ContextSet>>()?;
+        let contexts = selected_for.map(|export_name| Selection { export_name, contexts });
+        let resumed = Self { structured_replies, extended_headers, contexts };
+        let is_offered = (knobs.structured_replies || !resumed.has_chunks())
+            && (knobs.extended_headers || !extended_headers);
+        is_offered.then_some(resumed)
+    }
+
     pub(super) fn forget_contexts(&mut self) {
         self.contexts = None;
     }
@@ -62,6 +91,10 @@ impl Negotiation {
 struct Replies<'o> {
     option: OptionCode,
     output: &'o mut Vec<u8>,
+    /// A connection over TLS cannot be handed over.
+    secure: bool,
+    /// It is to be handed over instead of being answered.
+    elsewhere: Option<Side>,
 }
 
 impl Replies<'_> {
@@ -87,8 +120,13 @@ impl Replies<'_> {
             Refusal::Unknown => OptionReplyType::ErrUnknown,
             Refusal::Policy(_) => OptionReplyType::ErrPolicy,
             Refusal::Shutdown => OptionReplyType::ErrShutdown,
-            Refusal::TooBig(_) => OptionReplyType::ErrTooBig,
             Refusal::Invalid(_) => OptionReplyType::ErrInvalid,
+            Refusal::Elsewhere(side) if !self.secure => {
+                self.elsewhere = Some(*side);
+                return;
+            }
+            Refusal::Elsewhere(Side::Before) => OptionReplyType::ErrPolicy,
+            Refusal::Elsewhere(Side::After) => OptionReplyType::ErrShutdown,
         };
         self.error(kind, &refusal.to_string());
     }
@@ -103,12 +141,12 @@ impl Handshake {
         payload: &[u8],
         output: &mut Vec<u8>,
     ) -> Outcome<V::Export> {
-        let mut replies = Replies { option, output };
+        let mut replies = Replies { option, output, secure: self.secure, elsewhere: None };
         if let Some(outcome) = self.refuse_plain(&mut replies) {
             return outcome;
         }
         match option {
-            OptionCode::ExportName => return self.export_name(env, payload, replies.output),
+            OptionCode::ExportName => return self.export_name(env, payload, &mut replies),
             OptionCode::Abort => {
                 // Data is out of place here, and to be ignored.
                 replies.ack();
@@ -118,19 +156,22 @@ impl Handshake {
             OptionCode::List => list(env, payload, &mut replies),
             OptionCode::StartTls => return self.start_tls(payload.is_empty(), &mut replies),
             OptionCode::Info => self.info(env, payload, &mut replies),
-            OptionCode::Go => return self.go(env, payload, &mut replies),
+            OptionCode::Go => {
+                let outcome = self.go(env, payload, &mut replies);
+                return replies.elsewhere.map_or(outcome, Outcome::Elsewhere);
+            }
             OptionCode::StructuredReply => self.structured_reply(payload, &mut replies),
             OptionCode::ExtendedHeaders => self.extended_headers(payload, &mut replies),
             OptionCode::ListMetaContext => self.list_meta_context(env, payload, &mut replies),
             OptionCode::SetMetaContext => self.set_meta_context(env, payload, &mut replies),
             OptionCode::PeekExport | OptionCode::Other(_) => unsupported(&mut replies),
         }
-        Outcome::Continue
+        replies.elsewhere.map_or(Outcome::Continue, Outcome::Elsewhere)
     }
 
     /// Answers an option whose payload was too long to be read, now that it is drained.
     pub(super) fn act_on_oversized<E>(&mut self, option: OptionCode, output: &mut Vec<u8>) -> Outcome<E> {
-        let mut replies = Replies { option, output };
+        let mut replies = Replies { option, output, secure: self.secure, elsewhere: None };
         if let Some(outcome) = self.refuse_plain(&mut replies) {
             return outcome;
         }
@@ -196,7 +237,7 @@ impl Handshake {
         &mut self,
         env: &V,
         payload: &[u8],
-        output: &mut Vec<u8>,
+        replies: &mut Replies<'_>,
     ) -> Outcome<V::Export> {
         let name = match proto::parse_string(payload) {
             Ok(name) => name,
@@ -208,9 +249,10 @@ impl Handshake {
         match self.open(env, name) {
             Ok((info, export)) => {
                 let padded = !self.client.contains(ClientFlags::NO_ZEROES);
-                ExportNameReply { size: info.size, flags: info.flags }.append_to(output, padded);
+                ExportNameReply { size: info.size, flags: info.flags }.append_to(replies.output, padded);
                 Outcome::Ready { export, info, negotiated: self.negotiation.conclude(name) }
             }
+            Err(Refusal::Elsewhere(side)) if !self.secure => Outcome::Elsewhere(side),
             Err(refusal) => Outcome::Close(CloseReason::ExportRefused { name: name.to_owned(), refusal }),
         }
     }

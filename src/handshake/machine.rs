@@ -5,8 +5,8 @@ use std::borrow::Cow;
 
 use super::haggling::Negotiation;
 use super::{
-    CloseReason, Environment, ExportInfo, Knobs, MAX_DRAINED_BYTES, MAX_OPTION_LENGTH, MAX_OPTIONS,
-    MAX_REPLY_BYTES, Negotiated, Progress,
+    Agreed, CloseReason, Environment, ExportInfo, Knobs, MAX_DRAINED_BYTES, MAX_OPTION_LENGTH, MAX_OPTIONS,
+    MAX_REPLY_BYTES, Negotiated, Progress, Side,
 };
 use crate::proto::{ClientFlags, Greeting, HandshakeFlags, MAX_STRING, Malformed, OptionCode, OptionHeader};
 
@@ -35,6 +35,7 @@ pub(super) enum Outcome<E> {
     Continue,
     Ready { export: E, info: ExportInfo, negotiated: Negotiated },
     StartTls,
+    Elsewhere(Side),
     Close(CloseReason),
 }
 
@@ -54,6 +55,10 @@ pub struct Handshake {
     state: State,
     /// What came so far of the flags, header or payload being waited for; empty when it is found whole in the input.
     partial: Vec<u8>,
+    /// The option in which the client has named what is another server's.
+    named: Vec<u8>,
+    /// What the server that has begun this has as its first image.
+    first: Option<String>,
     options: u32,
     drained: u64,
     replied: usize,
@@ -74,11 +79,31 @@ impl Handshake {
             asked: false,
             state: State::ClientFlags,
             partial: Vec::new(),
+            named: Vec::new(),
+            first: None,
             options: 0,
             drained: 0,
             replied: 0,
             close_reason: None,
         }
+    }
+
+    /// A handshake that another server has begun; `None` if what was agreed on there is not offered here.
+    #[must_use]
+    pub fn resumed(knobs: Knobs, agreed: Agreed) -> Option<Self> {
+        let mut handshake = Self::new(knobs);
+        handshake.state = State::Header;
+        handshake.client = ClientFlags(agreed.flags);
+        handshake.first.clone_from(&agreed.first);
+        let offered = ClientFlags(u32::from(handshake.offered().bits()));
+        handshake.negotiation = Negotiation::resumed(knobs, agreed)?;
+        handshake.client.without(offered).is_empty().then_some(handshake)
+    }
+
+    /// The image that the client came to as the first, if that was at another server.
+    #[must_use]
+    pub fn first(&self) -> Option<&str> {
+        self.first.as_deref()
     }
 
     /// The first bytes for the client.
@@ -115,6 +140,12 @@ impl Handshake {
                     break Progress::Ready { export, info, negotiated };
                 }
                 Outcome::StartTls => break Progress::StartTls,
+                Outcome::Elsewhere(side) => {
+                    self.state = State::Over;
+                    let mut agreed = self.negotiation.agreed(self.client.bits());
+                    agreed.first = self.first.take();
+                    break Progress::Elsewhere { side, agreed, option: std::mem::take(&mut self.named) };
+                }
                 Outcome::Close(reason) => {
                     self.state = State::Over;
                     self.partial = Vec::new();
@@ -193,7 +224,11 @@ impl Handshake {
                 // At most MAX_OPTION_LENGTH, so it fits.
                 let payload = self.piece(usize::try_from(header.length).ok()?, rest)?;
                 self.state = State::Header;
-                Some(self.act(env, header.option, &payload, output))
+                let outcome = self.act(env, header.option, &payload, output);
+                if let Outcome::Elsewhere(_) = outcome {
+                    self.named = [&header.encode()[..], &payload].concat();
+                }
+                Some(outcome)
             }
             State::Drain { option, left } => {
                 let available = u32::try_from(rest.len()).unwrap_or(u32::MAX);

@@ -27,6 +27,7 @@ pub use contexts::{ContextSet, KnownContext};
 pub use machine::Handshake;
 
 use crate::proto::{BadMagic, ClientFlags, Malformed, OptionCode, TransmissionFlags};
+use serde::{Deserialize, Serialize};
 
 /// Longest payload, in bytes, of an option that is read as a whole: room for an export name and hundreds of queries.
 /// A longer one is drained and refused.
@@ -59,14 +60,42 @@ pub struct ExportInfo {
 pub enum Refusal {
     /// There is no such export.
     Unknown,
-    /// There is, but not for this client.
+    /// There is, but not for this client, or not now.
     Policy(String),
     /// The server is shutting down.
     Shutdown,
-    /// It would take more than the server has.
-    TooBig(String),
     /// The name makes no sense.
     Invalid(String),
+    /// It is another server's, to whom the connection is to be handed.
+    Elsewhere(Side),
+}
+
+/// Which other server: see [`crate::takeover`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The one that was here before, and still has some sessions.
+    Before,
+    /// The one that has taken this one's place.
+    After,
+}
+
+/// What a client that has opened no export yet has agreed on, for another server to go on with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Agreed {
+    /// The client's flags.
+    pub flags: u32,
+    /// Structured replies.
+    pub structured_replies: bool,
+    /// Extended headers.
+    pub extended_headers: bool,
+    /// The export for which metadata contexts were selected,
+    pub selected_for: Option<String>,
+    /// and their numbers.
+    pub contexts: Vec<u32>,
+    /// The image that the client came to as the first, so that `@ID` is the same session wherever the connection goes. Said by
+    /// whoever hands it over.
+    #[serde(default)]
+    pub first: Option<String>,
 }
 
 /// What the handshake needs to know of the world.
@@ -158,6 +187,16 @@ pub enum Progress<E> {
     /// The client was told to begin TLS: send the output as it is, then have TLS, then go on. The rest of the input was
     /// sent before TLS was there, and must never be taken for something that came through it.
     StartTls,
+    /// The client names what is another server's: send the output, then hand over the connection, with this and all of the input
+    /// that was not taken. The handshake is over here.
+    Elsewhere {
+        /// Whose.
+        side: Side,
+        /// What was agreed on.
+        agreed: Agreed,
+        /// The option in which it was named.
+        option: Vec<u8>,
+    },
     /// It is over: send the output, then hang up. [`Handshake::close_reason`] says why.
     Closed,
 }
@@ -211,7 +250,12 @@ impl std::fmt::Display for Refusal {
         match self {
             Self::Unknown => f.write_str("no such export"),
             Self::Shutdown => f.write_str("server is shutting down"),
-            Self::Policy(why) | Self::TooBig(why) | Self::Invalid(why) => f.write_str(why),
+            Self::Policy(why) | Self::Invalid(why) => f.write_str(why),
+            Self::Elsewhere(Side::Before) => f.write_str(
+                "this session is with a server that is being replaced, which can be entered by connections without TLS only; \
+                 try again when it has ended",
+            ),
+            Self::Elsewhere(Side::After) => f.write_str("this server is being replaced; connect again"),
         }
     }
 }

@@ -60,7 +60,7 @@ impl Listener {
     }
 
     /// Makes a listener of a socket that should be one already.
-    fn take_over(fd: OwnedFd, name: &str) -> Result<Self> {
+    pub(super) fn take_over(fd: OwnedFd, name: &str) -> Result<Self> {
         let unfit = |why: &str| {
             Error::new(ErrorKind::Invalid, format!("Cannot listen on {name}: {why}")).advise(SET_UP)
         };

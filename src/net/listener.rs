@@ -13,6 +13,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockop
 
 use crate::error::{Error, Result};
 use crate::sys::vsock::{self, VsockAddr};
+use crate::takeover::SocketFileOffer;
 
 use super::{Address, Stream};
 
@@ -26,6 +27,8 @@ pub struct Listener {
     // Before `fd`, so that it is dropped while the socket still listens: until then, no other server can take the file
     // for a stale one and put its own in its place, and the file removed is certain to be ours.
     file: Option<SocketFile>,
+    /// The same, where another server is going to remove it, unless this one takes its place.
+    theirs: Option<SocketFileOffer>,
     pub(super) fd: OwnedFd,
     pub(super) address: Address,
 }
@@ -37,7 +40,61 @@ impl Listener {
 
     /// A listener on a socket that somebody else has bound, and whose file is theirs.
     pub(super) fn adopted(fd: OwnedFd, address: Address) -> Self {
-        Self { file: None, fd, address }
+        Self { file: None, theirs: None, fd, address }
+    }
+
+    /// A listener that another server has offered, with its socket file. The file is that server's, until [`Listener::own`].
+    ///
+    /// # Errors
+    /// It is no listening stream socket.
+    pub fn offered(fd: OwnedFd, file: Option<SocketFileOffer>) -> Result<Self> {
+        let mut listener = Self::take_over(fd, "a socket of the other server")?;
+        if let Some(file) = &file {
+            listener.address = Address::Unix(file.path.clone());
+        }
+        listener.theirs = file;
+        Ok(listener)
+    }
+
+    /// Tells another server of its socket file.
+    #[must_use]
+    pub fn file_offer(&self) -> Option<SocketFileOffer> {
+        self.file.as_ref().map(|file| SocketFileOffer {
+            path: file.path.clone(),
+            device: file.dev,
+            inode: file.ino,
+        })
+    }
+
+    /// Leaves its socket file to another server.
+    pub fn disown(&mut self) {
+        self.theirs = self.file_offer();
+        if let Some(file) = self.file.take() {
+            // Nothing is removed.
+            std::mem::forget(file);
+        }
+    }
+
+    /// Takes the socket file over that another server has left.
+    pub fn own(&mut self) {
+        if let Some(SocketFileOffer { path, device, inode }) = self.theirs.take() {
+            self.file = Some(SocketFile { path, dev: device, ino: inode });
+        }
+    }
+
+    /// Whether it listens where `address` says.
+    #[must_use]
+    pub fn stands_for(&self, address: &Address) -> bool {
+        match (&self.address, address) {
+            (Address::Unix(own), Address::Unix(path)) => {
+                std::path::absolute(path).is_ok_and(|path| path == *own)
+            }
+            (Address::Tcp { .. }, Address::Tcp { host, port }) => {
+                let found = resolve(address, host, *port).unwrap_or_default();
+                found.into_iter().any(|addr| tcp_address(addr) == self.address)
+            }
+            (own, address) => own == address,
+        }
     }
 
     /// Listens on `address`; if its host has several addresses, on the first that can be bound. A stale unix socket file
@@ -115,10 +172,11 @@ impl Listener {
         &self.address
     }
 
-    /// The absolute path of the socket file that this listener made, and will remove.
+    /// The absolute path of the socket file that this listener made, or is going to take over, and will remove.
     #[must_use]
     pub fn file(&self) -> Option<&Path> {
-        self.file.as_ref().map(|file| file.path.as_path())
+        let own = self.file.as_ref().map(|file| file.path.as_path());
+        own.or(self.theirs.as_ref().map(|file| file.path.as_path()))
     }
 
     /// The URI of [`Listener::address`], to which a client appends an export's name.
@@ -167,7 +225,7 @@ impl Listener {
         rustix::net::bind(&fd, &addr)?;
         rustix::net::listen(&fd, BACKLOG)?;
         let bound = SocketAddr::try_from(rustix::net::getsockname(&fd)?)?;
-        Ok(Self { file: None, fd, address: tcp_address(bound) })
+        Ok(Self { file: None, theirs: None, fd, address: tcp_address(bound) })
     }
 
     fn bind_vsock(cid: u32, port: u32) -> rustix::io::Result<Self> {
@@ -176,7 +234,7 @@ impl Listener {
         rustix::net::bind(&fd, &VsockAddr { cid, port })?;
         rustix::net::listen(&fd, BACKLOG)?;
         let bound = VsockAddr::from_any(&rustix::net::getsockname(&fd)?).ok_or(Errno::INVAL)?;
-        Ok(Self { file: None, fd, address: vsock_address(bound) })
+        Ok(Self { file: None, theirs: None, fd, address: vsock_address(bound) })
     }
 
     fn bind_unix(path: &Path, mode: u32) -> Result<Self> {
@@ -205,7 +263,7 @@ impl Listener {
             rustix::fs::chmod(path, mode).map_err(fail)?;
         }
         rustix::net::listen(&fd, BACKLOG).map_err(fail)?;
-        Ok(Self { file: Some(file), fd, address: Address::Unix(absolute) })
+        Ok(Self { file: Some(file), theirs: None, fd, address: Address::Unix(absolute) })
     }
 }
 

@@ -17,6 +17,7 @@ mod address;
 mod inherited;
 mod listener;
 mod party;
+pub(crate) mod rights;
 mod stream;
 #[cfg(test)]
 mod tests;

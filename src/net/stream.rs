@@ -89,21 +89,40 @@ impl Stream {
         if sockopt::socket_acceptconn(&fd).map_err(system)? {
             return Err(unfit(&name, "it listens, and has no client"));
         }
-        let peer = rustix::net::getpeername(&fd).map_err(system)?;
         rustix::io::ioctl_fionbio(&fd, true).map_err(system)?;
+        Self::connected(fd, &name, cannot)
+    }
+
+    /// Takes a connection that another server has accepted, which has made it non-blocking.
+    ///
+    /// # Errors
+    /// It is not connected any more, or is no connection that a server would have accepted.
+    pub(crate) fn passed(fd: OwnedFd) -> Result<Self> {
+        let name = "a connection of the other server";
+        Self::connected(fd, name, |error| Error::io("Cannot serve", error).on(name))
+    }
+
+    /// Finds out who is at the other end.
+    fn connected(fd: OwnedFd, name: &str, cannot: impl Fn(io::Error) -> Error) -> Result<Self> {
+        let system = |errno: rustix::io::Errno| match errno {
+            rustix::io::Errno::NOTSOCK => unfit(name, "it is no socket"),
+            rustix::io::Errno::NOTCONN => unfit(name, "it is not connected"),
+            errno => cannot(errno.into()),
+        };
+        let peer = rustix::net::getpeername(&fd).map_err(system)?;
         match sockopt::socket_domain(&fd).map_err(system)? {
             AddressFamily::UNIX => Self::from_unix(fd).map_err(cannot),
             AddressFamily::INET | AddressFamily::INET6 => {
                 match peer.and_then(|peer| SocketAddr::try_from(peer).ok()) {
                     Some(addr) => Self::from_tcp(fd, addr).map_err(cannot),
-                    None => Err(unfit(&name, "its peer has no address")),
+                    None => Err(unfit(name, "its peer has no address")),
                 }
             }
             AddressFamily::VSOCK => match peer.as_ref().and_then(VsockAddr::from_any) {
                 Some(addr) => Ok(Self::from_vsock(fd, addr)),
-                None => Err(unfit(&name, "its peer has no address")),
+                None => Err(unfit(name, "its peer has no address")),
             },
-            _ => Err(unfit(&name, "it is neither a unix nor a TCP nor a vsock socket")),
+            _ => Err(unfit(name, "it is neither a unix nor a TCP nor a vsock socket")),
         }
     }
 

@@ -138,20 +138,50 @@ impl Account {
     pub(super) fn let_go(&self, slot: Slot, passed_on: bool) -> Option<u32> {
         let (number, payer, left) = self.release(slot);
         if left != Left::Holders && !passed_on {
-            self.with_payer(payer, |budget| budget.uncharge_data(self.block()));
+            self.with_payer(payer, |budget| self.uncharge(budget, number, self.block()));
         }
         (left == Left::Nobody).then_some(number)
     }
 
+    fn uncharge(&self, budget: &Budget, number: u32, bytes: u64) {
+        if self.pool.arena().is_away(number) {
+            budget.uncharge_away(bytes);
+        } else {
+            budget.uncharge_data(bytes);
+        }
+    }
+
+    /// Puts `new`, which has the same bytes, into the place of `old`, of which the caller has a loan: one of the two is in memory and
+    /// the other in a file. What is charged moves with it.
+    pub(super) fn replace(&self, old: &mut Slot, mut new: Slot) {
+        let arena = self.pool.arena();
+        let payer = arena.payer(old.number());
+        arena.set_payer(&mut new, payer);
+        let goes_out = arena.is_away(new.number());
+        let old = std::mem::replace(old, new);
+        let (_, payer, left) = self.release(old);
+        self.with_payer(payer, |budget| match (left, goes_out) {
+            // Others have it where it was, and go on being paid for.
+            (Left::Holders, _) => budget.charge_copy(self.block()),
+            (_, true) => budget.move_out(self.block()),
+            (_, false) => budget.move_in(self.block()),
+        });
+    }
+
     /// [`Account::let_go`] for many, none of whose charges was passed on; returns the numbers of those that nobody has.
     #[must_use]
-    pub(super) fn let_go_all(&self, slots: Vec<Slot>) -> Vec<u32> {
+    pub(super) fn let_go_all(&self, slots: impl ExactSizeIterator<Item = Slot>) -> Vec<u32> {
         let mut free = Vec::with_capacity(slots.len());
         // Neighbours mostly have one payer.
-        let (mut payer_of_ended, mut ended) = (self.number, 0);
-        let settle = |payer, ended| {
+        let arena = self.pool.arena();
+        let (mut payer_of_ended, mut ended) = ((self.number, false), 0);
+        let settle = |(payer, away), ended| {
             if ended > 0 {
-                self.with_payer(payer, |budget| budget.uncharge_data(ended * self.block()));
+                let bytes = ended * self.block();
+                self.with_payer(payer, |budget| match away {
+                    true => budget.uncharge_away(bytes),
+                    false => budget.uncharge_data(bytes),
+                });
             }
         };
         for slot in slots {
@@ -159,6 +189,7 @@ impl Account {
             if left == Left::Holders {
                 continue;
             }
+            let payer = (payer, arena.is_away(number));
             if payer != payer_of_ended {
                 settle(payer_of_ended, ended);
                 (payer_of_ended, ended) = (payer, 0);

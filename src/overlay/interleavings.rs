@@ -96,7 +96,7 @@ impl<'a> Reply<'a> {
             match piece {
                 Piece::Base { len, .. } => out.resize(out.len() + len, BASE),
                 Piece::Zero { len } => out.resize(out.len() + len, 0),
-                Piece::Blocks { run, at, len } => {
+                Piece::Blocks { run, at, len, .. } => {
                     out.extend_from_slice(&self.0.overlay().pool().arena().run_bytes(run)[*at..at + len]);
                 }
             }

@@ -24,20 +24,28 @@
 //! as it was when it was read. In the same way a slot that a snapshot holds, too, is replaced and not changed. Requests that overlap while both are in flight may be seen in either order.
 
 mod account;
+mod away;
 mod block_size;
 mod budget;
 mod leaf;
+mod magazine;
+mod overflow;
 mod points;
 mod pool;
 mod tree;
 
+pub use away::Moved;
 pub use block_size::BlockSize;
 pub use budget::Budget;
 pub use leaf::State;
+pub use magazine::Magazine;
+pub(crate) use overflow::{IDLE, TICK};
+pub use overflow::{Overflow, OverflowFile};
 pub use points::{LongRead, Snapshot};
-pub use pool::{Magazine, Pool, Staging};
+pub use pool::{Pool, Staging};
 
 use crate::error::ErrorKind;
+use crate::seal::Seal;
 use crate::sync::{Mutex, RwLock, RwLockReadGuard};
 use crate::sys::{Loan, Slot};
 use account::Account;
@@ -67,6 +75,8 @@ enum Step {
     Done(Option<Replaced>),
     /// The base's bytes are needed under it first.
     NeedsBase,
+    /// What the block has is in a file.
+    IsAway,
 }
 
 /// A slot that another has been put in the place of.
@@ -79,6 +89,8 @@ struct Replaced {
 /// The blocks that one session wrote.
 #[derive(Debug)]
 pub struct Overlay {
+    /// By which all of its blocks are sealed. It goes first: behind it, what is in the others is noise.
+    seal: Option<Arc<Seal>>,
     account: Arc<Account>,
     blocks: u64,
     tree: RwLock<Tree>,
@@ -92,11 +104,19 @@ impl Overlay {
     /// An empty overlay for a device of `blocks` blocks, with memory from `pool` within `budget`.
     #[must_use]
     pub fn new(blocks: u64, pool: Arc<Pool>, budget: Budget) -> Self {
-        Self::with(Tree::default(), blocks, Account::open(budget, pool))
+        Self::with(Tree::default(), blocks, Account::open(budget, pool), None)
     }
 
-    fn with(tree: Tree, blocks: u64, account: Arc<Account>) -> Self {
+    /// The same, whose blocks are ciphertext by `seal` wherever they lie. It must be no other overlay's but those that are made
+    /// of this one.
+    #[must_use]
+    pub fn sealed(blocks: u64, pool: Arc<Pool>, budget: Budget, seal: Arc<Seal>) -> Self {
+        Self::with(Tree::default(), blocks, Account::open(budget, pool), Some(seal))
+    }
+
+    fn with(tree: Tree, blocks: u64, account: Arc<Account>, seal: Option<Arc<Seal>>) -> Self {
         Self {
+            seal,
             account,
             blocks,
             tree: RwLock::new(tree),
@@ -116,6 +136,21 @@ impl Overlay {
     #[must_use]
     pub fn pool(&self) -> &Arc<Pool> {
         self.account.pool()
+    }
+
+    /// By which its blocks are sealed, if they are.
+    #[must_use]
+    pub fn seal(&self) -> Option<&Seal> {
+        self.seal.as_deref()
+    }
+
+    /// Makes what is in `slot` what block `block` looks like in memory. For a slot that is nobody else's.
+    pub fn seal_slot(&self, block: u64, slot: &mut Slot) {
+        if let Some(seal) = &self.seal
+            && let Some(bytes) = self.pool().arena().bytes_mut(slot)
+        {
+            seal.seal(block, bytes);
+        }
     }
 
     /// What it may hold and holds.
@@ -168,7 +203,7 @@ impl Overlay {
         }
     }
 
-    /// Makes `slot`, filled by the caller, the contents of `block`. Replacing what is there takes nothing from the
+    /// Makes `slot`, filled and sealed by the caller, the contents of `block`. Replacing what is there takes nothing from the
     /// budget unless a checkpoint or a fork has it, too: so a session that has used up its own can still overwrite.
     ///
     /// # Errors
@@ -209,12 +244,18 @@ impl Overlay {
                 self.budget().check_pinned()?;
             }
             passed_on = self.account.pays_alone(old);
+            if passed_on && self.pool().arena().is_away(old.number()) {
+                self.budget().move_in(self.block_size().bytes());
+            }
         }
         if !passed_on {
             self.budget().charge_data(self.block_size().bytes())?;
         }
         let Some(mut slot) = slot.take() else { return Ok(None) };
         self.account.take_on(&mut slot);
+        if self.seal.is_some() {
+            self.pool().arena().touch(&slot);
+        }
         Ok(leaf.set_allocated(within, slot).map(|slot| Replaced { slot, passed_on }))
     }
 
@@ -256,7 +297,7 @@ impl Overlay {
     /// to put the base's bytes there first; it may be called and its work thrown away when another writer was faster.
     ///
     /// # Errors
-    /// `OutOfSpace`, or what `fill` says.
+    /// `OutOfSpace`, `Away` when the block is in a file and part of it is to stay, or what `fill` says.
     pub fn write_part(
         &self,
         block: u64,
@@ -269,7 +310,15 @@ impl Overlay {
         let within = within_leaf(block);
         let whole = data.len() == self.block_size().in_memory();
         let put = |slot: &mut Slot| {
-            arena.bytes_mut(slot).map(|bytes| bytes[at..at + data.len()].copy_from_slice(data)).is_some()
+            let Some(bytes) = arena.bytes_mut(slot) else { return false };
+            match &self.seal {
+                None => bytes[at..at + data.len()].copy_from_slice(data),
+                Some(seal) => {
+                    seal.write(block, bytes, at, data);
+                    arena.touch(slot);
+                }
+            }
+            true
         };
         // A slot with the base's bytes, if it turns out to be needed.
         let mut ground: Option<Slot> = None;
@@ -280,15 +329,24 @@ impl Overlay {
                 if leaf.slot_mut(within).is_some_and(put) {
                     return Ok(Step::Done(None));
                 }
+                if !whole && leaf.slot_mut(within).is_some_and(|slot| arena.is_away(slot.number())) {
+                    return Ok(Step::IsAway);
+                }
                 let mut slot = match state {
                     State::Unallocated if !whole => match ground.take() {
                         Some(slot) => slot,
                         None => return Ok(Step::NeedsBase),
                     },
                     _ if whole => magazine.allocate_to_overwrite()?,
-                    _ => magazine.allocate()?,
+                    _ => {
+                        let mut slot = magazine.allocate()?;
+                        if state == State::Zero {
+                            self.seal_slot(block, &mut slot);
+                        }
+                        slot
+                    }
                 };
-                // Shared with a reply in flight: those bytes stay as they were read.
+                // Shared with a reply in flight: those bytes stay as they were read. Sealed ones are of the same block.
                 if let (false, Some(old), Some(new)) =
                     (whole, leaf.slot_mut(within), arena.bytes_mut(&mut slot))
                 {
@@ -304,7 +362,8 @@ impl Overlay {
             });
             match step.unwrap_or_else(Err) {
                 Ok(Step::Done(replaced)) => break Ok(replaced),
-                Ok(Step::NeedsBase) => match self.ground(magazine, &fill) {
+                Ok(Step::IsAway) => break Err(ErrorKind::Away),
+                Ok(Step::NeedsBase) => match self.ground(block, magazine, &fill) {
                     Ok(slot) => ground = Some(slot),
                     Err(ErrorKind::OutOfSpace) if self.tidy_some() => {}
                     Err(error) => break Err(error),
@@ -323,10 +382,18 @@ impl Overlay {
     }
 
     /// A slot with the base's bytes: made outside of all locks, as that may take time.
-    fn ground(&self, magazine: &mut Magazine, fill: impl Fn(&mut [u8]) -> Outcome<()>) -> Outcome<Slot> {
+    fn ground(
+        &self,
+        block: u64,
+        magazine: &mut Magazine,
+        fill: impl Fn(&mut [u8]) -> Outcome<()>,
+    ) -> Outcome<Slot> {
         let mut slot = magazine.allocate()?;
         match self.pool().arena().bytes_mut(&mut slot).map_or(Ok(()), fill) {
-            Ok(()) => Ok(slot),
+            Ok(()) => {
+                self.seal_slot(block, &mut slot);
+                Ok(slot)
+            }
             Err(error) => {
                 magazine.release(slot);
                 Err(error)
@@ -381,7 +448,7 @@ impl Overlay {
         // So many bytes are wiped while the client waits; more than that would keep other clients waiting.
         const AT_ONCE: usize = 256 << 10;
         let at_once = slots.len() * self.block_size().in_memory() <= AT_ONCE;
-        let free = self.account.let_go_all(slots);
+        let free = self.account.let_go_all(slots.into_iter());
         if at_once {
             free.into_iter().for_each(|number| magazine.recycle(number));
         } else {

@@ -3,6 +3,7 @@
 use super::account::Account;
 use super::tree::{Looked, Rubbish, Tree};
 use super::{Budget, Content, Outcome, Overlay, State};
+use crate::seal::Seal;
 use crate::sync::{Mutex, MutexGuard};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -13,6 +14,8 @@ use std::sync::{Arc, PoisonError, Weak};
 /// Dropping it takes apart what it alone holds, on the spot; [`Overlay::forget`] leaves that for later.
 #[derive(Debug)]
 pub struct Snapshot {
+    /// Whose blocks it shares, their key it does.
+    seal: Option<Arc<Seal>>,
     tree: Tree,
     blocks: u64,
     account: Arc<Account>,
@@ -54,7 +57,7 @@ pub struct LongRead {
 }
 
 impl LongRead {
-    fn before(&self) -> MutexGuard<'_, Option<Tree>> {
+    pub(super) fn before(&self) -> MutexGuard<'_, Option<Tree>> {
         self.before.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -70,7 +73,8 @@ impl Overlay {
         let charged = tree.top_cost();
         self.budget().charge_map(charged)?;
         let tree = tree.snapshot();
-        Ok(Snapshot { tree, blocks: self.blocks, account: Arc::clone(&self.account), charged })
+        let (seal, account) = (self.seal.clone(), Arc::clone(&self.account));
+        Ok(Snapshot { seal, tree, blocks: self.blocks, account, charged })
     }
 
     /// Makes it what it was at `snapshot`, or, without one, what it was before anything was written. What it held until now
@@ -125,14 +129,15 @@ impl Overlay {
     #[must_use]
     pub fn fork(&self, budget: Budget) -> Self {
         let tree = self.tree.write().unwrap_or_else(PoisonError::into_inner).snapshot();
-        Self::with(tree, self.blocks, Account::open(budget, Arc::clone(self.pool())))
+        let account = Account::open(budget, Arc::clone(self.pool()));
+        Self::with(tree, self.blocks, account, self.seal.clone())
     }
 
     /// Another overlay with the contents of `snapshot`, which pays for what is written to it out of `budget`.
     #[must_use]
     pub fn of(snapshot: &Snapshot, budget: Budget) -> Self {
         let account = Account::open(budget, Arc::clone(snapshot.account.pool()));
-        Self::with(snapshot.tree.copy(), snapshot.blocks, account)
+        Self::with(snapshot.tree.copy(), snapshot.blocks, account, snapshot.seal.clone())
     }
 
     /// Bytes of the blocks that it holds, whoever pays for them.

@@ -10,19 +10,21 @@
 //! the helper; whoever finds nothing else free wipes some of them instead of failing.
 
 use super::account::Book;
+use super::overflow::{Overflow, OverflowFile};
 use super::{BlockSize, Budget, Outcome};
 use crate::error::{Error, ErrorKind, Result};
+use crate::seal::Keys;
 use crate::sync::{Condvar, Mutex, MutexGuard};
-use crate::sys::{Arena, Left, Loan, Slot};
+use crate::sys::Arena;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// Bytes in a chunk: a huge page. For loom, which keeps an account of every slot, two blocks.
 const CHUNK: u32 = if cfg!(loom) { 8 << 10 } else { 2 << 20 };
 /// Bytes of slots that a magazine takes or gives at a time.
-const MAGAZINE: usize = if cfg!(loom) { 4 << 10 } else { 256 << 10 };
+pub(super) const MAGAZINE: usize = if cfg!(loom) { 4 << 10 } else { 256 << 10 };
 /// The most chunks that are kept ready ahead of need.
 const MOST_RESERVE: u32 = 16;
 /// Bytes of block memory beyond the budget, at least: for what is pinned within its margin, and for payloads on their way.
@@ -61,11 +63,13 @@ const TICK: Duration = Duration::from_millis(100);
 /// The block memory of a server.
 #[derive(Debug)]
 pub struct Pool {
-    arena: Arena,
+    pub(super) arena: Arena,
     staging: Staging,
     block_size: BlockSize,
     slots_per_chunk: u32,
     book: Book,
+    keys: OnceLock<Keys>,
+    overflow: Option<Overflow>,
     state: Mutex<State>,
     work: Condvar,
 }
@@ -120,6 +124,18 @@ impl Pool {
     /// # Errors
     /// When the address space for it cannot be had.
     pub fn new(limit: u64, block_size: BlockSize) -> Result<Arc<Self>> {
+        Self::with_overflow(limit, block_size, None)
+    }
+
+    /// The same, with a file for blocks of sealed overlays that memory is short for.
+    ///
+    /// # Errors
+    /// As [`Pool::new`].
+    pub fn with_overflow(
+        limit: u64,
+        block_size: BlockSize,
+        overflow: Option<OverflowFile>,
+    ) -> Result<Arc<Self>> {
         // Blocks that lie in workers' magazines, receive a payload, or are pinned within the margin, are in nobody's
         // budget: room for them, so that a session within its budget finds a slot.
         let slack = limit / 32 + SLACK;
@@ -127,7 +143,9 @@ impl Pool {
         let chunks = limit.saturating_add(slack).div_ceil(u64::from(CHUNK));
         let slots = u32::try_from(chunks.saturating_mul(u64::from(slots_per_chunk))).unwrap_or(u32::MAX);
         let slots = slots - slots % slots_per_chunk;
-        let arena = Arena::reserve(slots, block_size.in_memory()).map_err(|error| {
+        let overflow = overflow.map(|file| Overflow::new(file, block_size, slots));
+        let places = overflow.as_ref().map_or(0, Overflow::places);
+        let arena = Arena::reserve_with_places(slots, block_size.in_memory(), places).map_err(|error| {
             Error::io("Cannot reserve address space for --memory", error)
                 .advise("give a smaller --memory, or raise ulimit -v")
         })?;
@@ -149,6 +167,8 @@ impl Pool {
             block_size,
             slots_per_chunk,
             book: Book::default(),
+            keys: OnceLock::new(),
+            overflow,
             state: Mutex::new(state),
             work: Condvar::new(),
         }))
@@ -166,6 +186,33 @@ impl Pool {
     /// As [`std::io::ErrorKind::Unsupported`] before Linux 5.18; what the system says where locked memory is limited.
     pub fn lock_memory(&self) -> std::io::Result<()> {
         self.arena.lock()
+    }
+
+    /// Where blocks go that memory is short for.
+    #[must_use]
+    pub fn overflow(&self) -> Option<&Overflow> {
+        self.overflow.as_ref()
+    }
+
+    /// Takes back the place of a block that nobody has any more, if that is where it was.
+    pub(super) fn take_place(&self, number: u32) -> bool {
+        let is_away = self.arena.is_away(number);
+        if let (true, Some(overflow)) = (is_away, &self.overflow) {
+            overflow.free(number);
+        }
+        is_away
+    }
+
+    /// Memory for the keys of sealed sessions. What is locked, and how much there is room for, is decided by who asks first.
+    ///
+    /// # Errors
+    /// What the system says when the address space is limited.
+    pub fn keys(&self) -> std::io::Result<&Keys> {
+        if self.keys.get().is_none() {
+            // Two who do this at once both reserve, and one of them for nothing.
+            let _ = self.keys.set(Keys::reserve()?);
+        }
+        self.keys.get().ok_or_else(|| std::io::ErrorKind::OutOfMemory.into())
     }
 
     /// Bytes of address space, all of which count as locked once some are.
@@ -197,12 +244,12 @@ impl Pool {
     }
 
     /// Slots in so many bytes, one at least.
-    fn slots_in(&self, bytes: usize) -> usize {
+    pub(super) fn slots_in(&self, bytes: usize) -> usize {
         (bytes / self.block_size.in_memory()).max(1)
     }
 
     /// Fills `slots` with a magazine of free, zeroed slots, lowest last, neighbours side by side.
-    fn take(&self, slots: &mut Vec<u32>) -> Outcome<()> {
+    pub(super) fn take(&self, slots: &mut Vec<u32>) -> Outcome<()> {
         loop {
             let mut state = self.lock();
             let wanted = self.slots_in(MAGAZINE);
@@ -275,7 +322,7 @@ impl Pool {
     }
 
     /// Takes back wiped slots.
-    fn put(&self, slots: impl Iterator<Item = u32>) {
+    pub(super) fn put(&self, slots: impl Iterator<Item = u32>) {
         let mut state = self.lock();
         for slot in slots {
             let (chunk, index) = (slot / self.slots_per_chunk, slot % self.slots_per_chunk);
@@ -286,14 +333,17 @@ impl Pool {
     }
 
     /// Wipes free slots, neighbours in one go.
-    fn wipe(&self, slots: &[u32]) {
+    pub(super) fn wipe(&self, slots: &[u32]) {
         for run in slots.chunk_by(|a, b| a.checked_add(1) == Some(*b)) {
             self.arena.wipe(run[0], u32::try_from(run.len()).unwrap_or(u32::MAX));
         }
     }
 
     /// Takes back slots that nobody has any more, to be wiped by the helper.
-    pub(super) fn take_later(&self, slots: Vec<u32>) {
+    pub(super) fn take_later(&self, mut slots: Vec<u32>) {
+        if self.overflow.is_some() {
+            slots.retain(|&number| !self.take_place(number));
+        }
         if !slots.is_empty() {
             self.lock().dirty.extend(slots);
             self.work.notify_one();
@@ -393,6 +443,12 @@ impl Pool {
         present * u64::from(self.slots_per_chunk) - state.free - state.dirty.len() as u64
     }
 
+    /// Slots that are free, and in no magazine.
+    #[cfg(all(test, not(loom)))]
+    pub(super) fn free_slots(&self) -> u64 {
+        self.lock().free
+    }
+
     /// Whether everything that came back in bulk is wiped by now.
     #[cfg(all(test, not(loom)))]
     pub(super) fn is_wiped(&self) -> bool {
@@ -400,120 +456,14 @@ impl Pool {
     }
 }
 
-/// Some free slots of one thread's own, so that it allocates and releases without a lock.
-///
-/// What comes back is wiped when it is needed zeroed, given back to the pool, or at [`Magazine::wipe`]. A slot that is
-/// going to be overwritten altogether needs no wiping before that.
-#[derive(Debug)]
-pub struct Magazine {
-    pool: Arc<Pool>,
-    // The next to hand out is the last: most recently used, so still in this core's cache.
-    clean: Vec<u32>,
-    dirty: Vec<u32>,
-}
-
-impl Magazine {
-    /// An empty magazine, filled from `pool` as needed.
-    #[must_use]
-    pub fn new(pool: Arc<Pool>) -> Self {
-        Self { pool, clean: Vec::new(), dirty: Vec::new() }
-    }
-
-    /// A zeroed slot.
-    ///
-    /// # Errors
-    /// `OutOfSpace` when the pool has none left.
-    pub fn allocate(&mut self) -> Outcome<Slot> {
-        if self.clean.is_empty() {
-            match self.dirty.pop() {
-                Some(number) => {
-                    self.pool.arena.wipe(number, 1);
-                    self.clean.push(number);
-                }
-                None => self.pool.take(&mut self.clean)?,
-            }
-        }
-        let number = self.clean.pop().ok_or(ErrorKind::OutOfSpace)?;
-        Ok(self.pool.arena.adopt(number))
-    }
-
-    /// A slot with anything in it: the caller overwrites all of it before anybody can read it.
-    ///
-    /// # Errors
-    /// As [`Magazine::allocate`].
-    pub fn allocate_to_overwrite(&mut self) -> Outcome<Slot> {
-        match self.dirty.pop() {
-            Some(number) => Ok(self.pool.arena.adopt(number)),
-            None => self.allocate(),
-        }
-    }
-
-    /// Gives a holder's handle back that is in nobody's account; with the last one the slot is free. Returns whether it
-    /// was the last.
-    pub fn release(&mut self, slot: Slot) -> bool {
-        let number = slot.number();
-        let last = self.pool.arena.release(slot) == Left::Nobody;
-        if last {
-            self.recycle(number);
-        }
-        last
-    }
-
-    /// Gives a reader's handle back whose session has ended; with the last one the slot is free. Returns whether it was the
-    /// last.
-    pub fn give_back(&mut self, loan: Loan) -> bool {
-        let number = loan.number();
-        let last = self.pool.arena.give_back(loan);
-        if last {
-            self.recycle(number);
-        }
-        last
-    }
-
-    /// Takes back a slot that nobody has any more.
-    pub(super) fn recycle(&mut self, number: u32) {
-        self.dirty.push(number);
-        let some = self.pool.slots_in(MAGAZINE);
-        if self.dirty.len() >= 2 * some {
-            // The oldest, which are in no cache any more.
-            self.pool.wipe(&self.dirty[..some]);
-            self.pool.put(self.dirty.drain(..some));
-        }
-    }
-
-    /// Wipes what came back: whoever wrote it may be gone.
-    pub fn wipe(&mut self) {
-        self.pool.wipe(&self.dirty);
-        self.clean.append(&mut self.dirty);
-        let some = self.pool.slots_in(MAGAZINE);
-        if self.clean.len() > 4 * some {
-            self.pool.put(self.clean.drain(..2 * some));
-        }
-    }
-
-    /// Gives all free slots back to the pool, so that idle workers keep no chunk from the system.
-    pub fn flush(&mut self) {
-        self.wipe();
-        if !self.clean.is_empty() {
-            self.pool.put(self.clean.drain(..));
-        }
-        // A worker that had to do with many sessions must not keep their room.
-        (self.clean, self.dirty) = (Vec::new(), Vec::new());
-    }
-}
-
-impl Drop for Magazine {
-    fn drop(&mut self) {
-        self.flush();
-    }
-}
-
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use super::super::Magazine;
     use super::*;
+    use crate::sys::{Left, Slot};
 
     fn free(pool: &Pool) -> u64 {
-        pool.lock().free
+        pool.free_slots()
     }
 
     fn release_later(pool: &Pool, slots: impl Iterator<Item = Slot>) {
@@ -531,29 +481,6 @@ mod tests {
             assert!(start.elapsed() < Duration::from_secs(30), "waited in vain for: {what}");
             std::thread::yield_now();
         }
-    }
-
-    #[test]
-    fn slots_come_zeroed_and_in_order() {
-        let pool = Pool::new(8 << 20, BlockSize::DEFAULT).unwrap();
-        let mut magazine = Magazine::new(Arc::clone(&pool));
-        let mut first = magazine.allocate().unwrap();
-        let second = magazine.allocate().unwrap();
-        assert_eq!(second.number(), first.number() + 1);
-        pool.arena().bytes_mut(&mut first).unwrap().fill(7);
-        let number = first.number();
-        magazine.release(first);
-        let again = magazine.allocate_to_overwrite().unwrap();
-        assert_eq!(again.number(), number);
-        magazine.release(again);
-        magazine.wipe();
-        let again = magazine.allocate().unwrap();
-        assert_eq!(again.number(), number);
-        assert!(super::super::is_zero(pool.arena().bytes(&again)));
-        magazine.release(again);
-        magazine.release(second);
-        drop(magazine);
-        assert_eq!(free(&pool), 512);
     }
 
     #[test]

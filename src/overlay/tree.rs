@@ -52,6 +52,10 @@ pub(super) struct OwnedLeaf {
     charged: u64,
 }
 
+/// With the two counts of its `Arc`, and up to 16 bytes more that an allocator takes.
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<OwnedLeaf>() as u64 + 32 <= Leaf::COST);
+
 impl OwnedLeaf {
     fn node(make: impl FnOnce() -> Leaf, slots: usize, era: u64, account: &Arc<Account>) -> Outcome<Node> {
         let charged = Leaf::COST + (slots * size_of::<crate::sys::Slot>()) as u64;
@@ -60,9 +64,15 @@ impl OwnedLeaf {
     }
 }
 
+impl OwnedLeaf {
+    pub(super) fn leaf(&self) -> &Leaf {
+        &self.leaf
+    }
+}
+
 impl Drop for OwnedLeaf {
     fn drop(&mut self) {
-        self.account.pool().take_later(self.account.let_go_all(self.leaf.take_slots()));
+        self.account.pool().take_later(self.account.let_go_all(self.leaf.take_slots().into_iter()));
         self.account.budget().uncharge_map(self.charged);
     }
 }
@@ -247,6 +257,14 @@ impl Tree {
         let branches = leaves.start / BRANCH_LEAVES..leaves.end.div_ceil(BRANCH_LEAVES);
         self.branches.range(branches).flat_map(move |(_, branch)| {
             branch.nodes.range(leaves.clone()).map(|(&index, node)| (index, node))
+        })
+    }
+
+    /// Its leaves from `index` on.
+    pub(super) fn leaves_from(&self, index: u64) -> impl Iterator<Item = (u64, &Leaf)> {
+        self.range(index..u64::MAX).filter_map(|(index, node)| match node {
+            Node::Zero => None,
+            Node::Leaf(leaf) => Some((index, &leaf.leaf)),
         })
     }
 

@@ -3,10 +3,12 @@
 //! The files are the image's, so they may hold, and be, anything.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::process::{Gid, Uid};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -25,18 +27,115 @@ pub(super) struct Account {
     pub(super) shell: PathBuf,
 }
 
-/// The user `spec` (`USER[:GROUP]`, each a name or a number) by the files in `/etc`; without it root.
+/// A user of the host who comes into a root whose image may not know them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stranger {
+    /// The name on the host.
+    pub name: String,
+    /// The user's number there.
+    pub user: u32,
+    /// The number of the first group there.
+    pub group: u32,
+    /// The home directory there.
+    pub home: PathBuf,
+}
+
+impl Stranger {
+    /// What is so of an account that the image does not have: the host's numbers, name and home directory, no further
+    /// groups, and the shell that is everywhere.
+    fn account(&self) -> Account {
+        Account {
+            name: self.name.clone(),
+            user: Uid::from_raw(self.user),
+            group: Gid::from_raw(self.group),
+            groups: Vec::new(),
+            home: if self.home.is_dir() { self.home.clone() } else { "/".into() },
+            shell: "/bin/sh".into(),
+        }
+    }
+}
+
+/// The user `spec` (`USER[:GROUP]`, each a name or a number) by the files in `/etc`; without it root. Where the image does
+/// not know that user, it is `stranger`, if there is one.
 ///
 /// # Errors
 /// `NotFound` if the image has no such user or group.
-pub(super) fn look_up(spec: Option<&str>) -> Result<Account> {
+pub(super) fn look_up(spec: Option<&str>, stranger: Option<&Stranger>) -> Result<Account> {
     let read = |path: &str| read(Path::new(path)).unwrap_or_default();
-    find(spec.unwrap_or("0"), &read("/etc/passwd"), &read("/etc/group"))
+    look_up_in(spec, stranger, &read("/etc/passwd"), &read("/etc/group"))
+}
+
+/// The same by the files of a root directory that is not this process's.
+///
+/// # Errors
+/// As [`look_up`].
+pub(super) fn look_up_below(
+    root: BorrowedFd<'_>,
+    spec: Option<&str>,
+    stranger: Option<&Stranger>,
+) -> Result<Account> {
+    let read = |path: &str| {
+        // A link in there leads to nowhere else.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let file = rustix::fs::openat2(root, path, flags, Mode::empty(), resolve);
+        file.map_err(io::Error::from).and_then(|file| text(file.into())).unwrap_or_default()
+    };
+    look_up_in(spec, stranger, &read("etc/passwd"), &read("etc/group"))
+}
+
+fn look_up_in(spec: Option<&str>, stranger: Option<&Stranger>, passwd: &str, group: &str) -> Result<Account> {
+    let found = find(spec.unwrap_or("0"), passwd, group);
+    let Some(stranger) = stranger.filter(|stranger| ![stranger.user, stranger.group].contains(&u32::MAX))
+    else {
+        return found;
+    };
+    let own = stranger.account();
+    match found {
+        // By number, and the image has no name for it.
+        Ok(found) if found.user == own.user && found.name == stranger.user.to_string() => Ok(own),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(own),
+        found => found,
+    }
+}
+
+/// Has the files in `/etc` know `user`, if they do not: login programs look for a name in the middle of what they do, and give up
+/// without one. It is the private root's copy that is changed.
+///
+/// # Errors
+/// What the file system says.
+pub(super) fn introduce(user: &Stranger) -> Result<()> {
+    let (name, number, group) = (&user.name, user.user, user.group);
+    let home = user.account().home;
+    let line = format!("{name}:x:{number}:{group}::{}:/bin/sh", home.display());
+    add_line(Path::new("/etc/passwd"), &line, |fields| fields[0] == name)?;
+    let line = format!("{name}:x:{group}:");
+    add_line(Path::new("/etc/group"), &line, |fields| {
+        fields.get(2).is_some_and(|field| field.parse() == Ok(group))
+    })
+}
+
+/// Adds a line to a file of fields, unless there is one that is it.
+fn add_line(path: &Path, line: &str, is_it: impl Fn(&[&str]) -> bool) -> Result<()> {
+    let failed = |error: io::Error| Error::io("Cannot add the user to", error).on_path(path);
+    let text = match read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        text => text.map_err(failed)?,
+    };
+    if text.lines().any(|line| is_it(&line.split(':').collect::<Vec<_>>())) {
+        return Ok(());
+    }
+    let before = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
+    let file = File::options().append(true).create(true).custom_flags(libc::O_NONBLOCK).open(path);
+    file.and_then(|mut file| file.write_all(format!("{before}{line}\n").as_bytes())).map_err(failed)
 }
 
 /// Neither waits for a FIFO, nor reads without end.
 fn read(path: &Path) -> io::Result<String> {
-    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    text(File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?)
+}
+
+fn text(file: File) -> io::Result<String> {
     if !file.metadata()?.is_file() {
         return Err(io::ErrorKind::InvalidData.into());
     }
@@ -123,6 +222,35 @@ mod tests {
     }
 
     #[test]
+    fn a_stranger_has_the_hosts_numbers_where_the_image_has_no_such_user() {
+        let stranger =
+            |name: &str, user| Stranger { name: name.into(), user, group: user, home: "/no/such".into() };
+        let look_up =
+            |spec: &str, stranger: &Stranger| look_up_in(Some(spec), Some(stranger), PASSWD, GROUP).unwrap();
+        // The image's joe is joe, whatever number the host's has.
+        assert_eq!(look_up("joe", &stranger("joe", 7)), find("joe").unwrap());
+        let ann = look_up("ann", &stranger("ann", 1000));
+        assert_eq!((ann.name.as_str(), ann.user.as_raw(), ann.home.as_path()), ("ann", 1000, Path::new("/")));
+        assert_eq!(look_up("4242:4242", &stranger("eve", 4242)).name, "eve");
+        assert_eq!(look_up("1000:7", &stranger("ann", 1000)).name, "joe");
+        assert!(look_up_in(Some("ann"), Some(&stranger("ann", u32::MAX)), PASSWD, GROUP).is_err());
+    }
+
+    #[test]
+    fn a_line_is_added_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("passwd");
+        let add = |name: &str| {
+            add_line(&path, &format!("{name}:x:1"), |fields| fields[0] == name).unwrap();
+            std::fs::read_to_string(&path).unwrap()
+        };
+        assert_eq!(add("joe"), "joe:x:1\n");
+        assert_eq!(add("joe"), "joe:x:1\n");
+        std::fs::write(&path, "root:x:0").unwrap();
+        assert_eq!(add("joe"), "root:x:0\njoe:x:1\n");
+    }
+
+    #[test]
     fn an_image_without_users_has_root() {
         let root = super::find("0", "", "").unwrap();
         assert_eq!((root.user.as_raw(), root.home.as_path()), (0, Path::new("/root")));
@@ -145,5 +273,5 @@ mod tests {
         assert!(read(&fifo).is_err());
     }
 
-    use rustix::fs::{FileType, Mode};
+    use rustix::fs::FileType;
 }

@@ -1,10 +1,15 @@
 //! Processes that are copies of this one, and never come back from what they are to do.
 
 use std::fmt::Display;
-use std::io::{self, Read, Write};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, WaitOptions};
+use serde_json::Value;
 
+use super::talk;
+use crate::attach::control;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys;
 
@@ -24,62 +29,58 @@ impl Drop for NeverReturns {
 ///
 /// # Errors
 /// What `fork(2)` says.
-pub(super) fn start<E: Display>(body: impl FnOnce() -> Result<(), E>) -> io::Result<Pid> {
-    start_alone(|| {
-        end_with_parent().map_err(|error| error.to_string())?;
-        body().map_err(|error| error.to_string())
-    })
+pub(crate) fn start<E: Display>(body: impl FnOnce() -> Result<(), E>) -> io::Result<Pid> {
+    let parent = rustix::process::getpid();
+    start_alone(|| end_with(Some(parent)).and_then(|()| body().map_err(|error| error.to_string())))
 }
 
 /// As [`start`], but the copy may outlive its parent.
 ///
 /// # Errors
 /// What `fork(2)` says.
-pub(super) fn start_alone<E: Display>(body: impl FnOnce() -> Result<(), E>) -> io::Result<Pid> {
+pub(crate) fn start_alone<E: Display>(body: impl FnOnce() -> Result<(), E>) -> io::Result<Pid> {
     match sys::process::fork()? {
         Some(pid) => Ok(pid),
         None => carry_out(body),
     }
 }
 
-/// Has a copy of this process do `body`, and waits for it.
+/// Has a copy of this process do `body`, and waits for what that opened.
 ///
 /// # Errors
 /// What `body` said, or that it could not be done.
-pub(super) fn call(body: impl FnOnce() -> Result<()>) -> Result<()> {
+pub(crate) fn call(body: impl FnOnce() -> Result<Vec<OwnedFd>>) -> Result<Vec<OwnedFd>> {
     let failed = |error| Error::io("Cannot start a process", error);
-    let (mut said, say) = io::pipe().map_err(failed)?;
-    let child = start(move || {
-        let mut say = say;
-        if let Err(error) = body() {
-            let _ = write!(say, "{error}");
-        }
-        io::Result::Ok(())
-    })
-    .map_err(failed)?;
-    let mut text = String::new();
-    let heard = said.read_to_string(&mut text);
-    let status = rustix::process::waitpid(Some(child), WaitOptions::empty());
-    heard.map_err(failed)?;
-    let fine = matches!(status, Ok(Some((_, status))) if status.exit_status() == Some(0));
-    match text.is_empty() {
-        true if fine => Ok(()),
-        true => Err(Error::new(ErrorKind::Io, "A process that makes the private root has died")),
-        false => Err(Error::new(ErrorKind::Io, text)),
-    }
+    let (ours, theirs) = control::pair().map_err(failed)?;
+    let child = start(|| talk::answer(theirs.as_fd(), body().map(|opened| (Value::Null, opened))));
+    let child = child.map_err(failed)?;
+    drop(theirs);
+    let heard = control::receive(ours.as_fd()).map_err(failed);
+    let _ = rustix::process::waitpid(Some(child), WaitOptions::empty());
+    let died = || Error::new(ErrorKind::Io, "A process that makes the private root has died");
+    let (told, opened) = heard?.ok_or_else(died)?;
+    control::error_from_json(&told).map_or(Ok(opened), Err)
 }
 
 /// As [`start`], but the copy is a child of this process's parent, and ends with that.
 ///
 /// # Errors
 /// What `clone(2)` says.
-pub(super) fn start_sibling<E: Display>(body: impl FnOnce() -> Result<(), E>) -> io::Result<Pid> {
+pub(crate) fn start_sibling<E: Display>(body: impl FnOnce() -> Result<(), E>) -> io::Result<Pid> {
+    let parent = rustix::process::getppid();
     match sys::process::fork_sibling()? {
         Some(pid) => Ok(pid),
-        None => carry_out(|| {
-            end_with_parent().map_err(|error| error.to_string())?;
-            body().map_err(|error| error.to_string())
-        }),
+        None => carry_out(|| end_with(parent).and_then(|()| body().map_err(|error| error.to_string()))),
+    }
+}
+
+/// [`end_with_parent`], for a copy that has just begun: its `parent` may have ended before that was asked for, which nobody
+/// tells it then. One that is in another namespace of processes is not known by number.
+fn end_with(parent: Option<Pid>) -> Result<(), String> {
+    end_with_parent().map_err(|error| error.to_string())?;
+    match rustix::process::getppid() {
+        found if found.is_none() || found == parent => Ok(()),
+        _ => Err("its parent has ended".to_owned()),
     }
 }
 
@@ -95,11 +96,22 @@ fn carry_out<E: Display>(body: impl FnOnce() -> Result<(), E>) -> ! {
     sys::process::exit_now(status)
 }
 
-/// From now on this process is killed when its parent ends. Changing users undoes it. A parent that has ended already is
+/// Lets go of standard input, output and error: they are somebody's who waits for their end.
+///
+/// # Errors
+/// What the system says.
+pub(crate) fn let_go_of_standard() -> io::Result<()> {
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    Ok(rustix::stdio::dup2_stderr(&null)?)
+}
+
+/// From now on this process is killed when its parent ends. Changing users undoes it. A parent that has ended by then is
 /// noticed by the descriptors that it no longer holds.
 ///
 /// # Errors
 /// What the system says.
-pub(super) fn end_with_parent() -> io::Result<()> {
+pub(crate) fn end_with_parent() -> io::Result<()> {
     Ok(rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?)
 }

@@ -12,18 +12,22 @@ use rustix::pty::OpenptFlags;
 use rustix::termios::{OptionalActions, Winsize};
 use serde_json::{Value, json};
 
-use super::account::{self, Account};
+use super::account::{self, Account, Stranger};
 use super::{child, ids};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// What is to be run inside.
 #[derive(Clone, Debug)]
 pub(super) struct Order<'a> {
     pub(super) command: &'a [OsString],
+    /// What the user's shell is to do, if there is no command.
+    pub(super) line: Option<&'a OsStr>,
     pub(super) login: bool,
     pub(super) env: &'a [(OsString, OsString)],
     pub(super) workdir: Option<&'a Path>,
     pub(super) user: Option<&'a str>,
+    /// Who it is if the image does not know that user.
+    pub(super) stranger: Option<&'a Stranger>,
     /// The session's name.
     pub(super) session: &'a str,
     /// Which of standard input, output and error are terminals of the host, and so are replaced by one of the session's.
@@ -48,7 +52,13 @@ impl<'a> Ready<'a> {
     /// # Errors
     /// The image has no such user.
     pub(super) fn new(order: &'a Order<'a>) -> Result<Self> {
-        Ok(Self { order, account: account::look_up(order.user)? })
+        let account = account::look_up(order.user, order.stranger)?;
+        if !ids::are_here(account.user, account.group) {
+            let why = format!("The session has no id for the user {}", account.name);
+            return Err(Error::new(ErrorKind::Unsupported, why)
+                .advise("run it as root inside, or outside with more subordinate ids"));
+        }
+        Ok(Self { order, account })
     }
 
     /// A terminal of the session's for it, if it is to have one: what is for the launcher, and what is for the command.
@@ -105,7 +115,11 @@ impl<'a> Ready<'a> {
         };
         let mut command = Command::new(program);
         command.args(arguments).env_clear().envs(self.environment());
-        if self.order.login && self.order.command.is_empty() {
+        let line = self.order.line.filter(|_| self.order.command.is_empty());
+        if let Some(line) = line {
+            command.arg("-c").arg(line);
+        }
+        if self.order.login && self.order.command.is_empty() && line.is_none() {
             // By this a shell knows that it is to read the user's profile.
             let mut name = OsString::from("-");
             name.push(Path::new(program).file_name().unwrap_or(program));

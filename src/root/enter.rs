@@ -1,6 +1,7 @@
 //! Into a private root that runs: one more command there, with the same rights and the same view.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -8,16 +9,17 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
-use rustix::thread::ThreadNameSpaceType;
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGHUP, SIGWINCH};
 
+use super::account::Stranger;
 use super::command::{self, Order, Ready};
 use super::launcher::{AFTER_HANG_UP, OF_TERMINALS, catch, may_begin};
+use super::limits::Swap;
 use super::record::{Session, sessions, started};
 use super::signals::Signals;
 use super::terminal::{self, Relay};
-use super::{Ended, Network, child, ids, init, privileges};
+use super::{Ended, Network, cgroup, child, cores, door, ids, init, privileges};
 use crate::attach::control;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys;
@@ -29,6 +31,8 @@ pub struct Enter {
     pub session: String,
     /// The program and its arguments; without any, the user's shell.
     pub command: Vec<OsString>,
+    /// What the user's shell is to do, if there is no command.
+    pub line: Option<OsString>,
     /// Whether a shell is started as one that has just been logged in to.
     pub login: bool,
     /// Variables for the command.
@@ -37,6 +41,8 @@ pub struct Enter {
     pub workdir: Option<PathBuf>,
     /// `USER[:GROUP]`, names of the image's, or numbers; without it root.
     pub user: Option<String>,
+    /// Who it is if the image does not know that user.
+    pub stranger: Option<Stranger>,
     /// Where running sessions are written down.
     pub sessions: PathBuf,
 }
@@ -54,18 +60,15 @@ impl Enter {
         let signals = catch()?;
         let session = find(sessions(&self.sessions)?, &self.session)?;
         let gone = || Error::new(ErrorKind::NotFound, "The session has just ended").on(&session.name);
-        let number = i32::try_from(session.init).ok().and_then(Pid::from_raw).ok_or_else(gone)?;
-        let init = rustix::process::pidfd_open(number, PidfdFlags::empty()).map_err(|_| gone())?;
-        // Only now: while this descriptor is open its number is nobody else's.
-        if started(session.init) != Some(session.init_started) {
-            return Err(gone());
-        }
+        let doors = Doors::of(&session)?.ok_or_else(gone)?;
         let order = Order {
             command: &self.command,
+            line: self.line.as_deref(),
             login: self.login,
             env: &self.env,
             workdir: self.workdir.as_deref(),
             user: self.user.as_deref(),
+            stranger: self.stranger.as_ref(),
             session: &session.name,
             terminals,
             ends_with_parent: true,
@@ -73,7 +76,7 @@ impl Enter {
         let failed = |error| Error::io("Cannot enter the session", error);
         let (ours, theirs) = control::pair().map_err(failed)?;
         let inside = Inside { order: &order, session: &session, signals: &signals };
-        let command = inside.start(init.as_fd(), theirs)?;
+        let command = inside.start(&doors, theirs)?;
         let watch = rustix::process::pidfd_open(command, PidfdFlags::empty());
         let started = watch.map_err(|error| failed(error.into())).and_then(|watch| {
             let (told, mut descriptors) = hear(&ours)?.ok_or_else(gone)?;
@@ -101,9 +104,9 @@ impl Enter {
         if let Some(told) = trouble {
             let why = told["trouble"].as_str().unwrap_or_default().to_owned();
             let status = told["status"].as_u64().and_then(|n| u8::try_from(n).ok()).unwrap_or(126);
-            return Ok(Ended { status, trouble: Some(why) });
+            return Ok(Ended::of_command(status, Some(why)));
         }
-        Ok(Ended { status: status.map_or(1, |(_, status)| init::status_of(status)), trouble: None })
+        Ok(Ended::of_command(status.map_or(1, |(_, status)| init::status_of(status)), None))
     }
 }
 
@@ -112,7 +115,7 @@ fn hear(channel: &OwnedFd) -> Result<Option<(Value, Vec<OwnedFd>)>> {
 }
 
 /// The session that is meant.
-fn find(all: Vec<Session>, wanted: &str) -> Result<Session> {
+pub(super) fn find(all: Vec<Session>, wanted: &str) -> Result<Session> {
     let names: Vec<_> = all.iter().map(|session| session.name.clone()).collect();
     let is_it = |session: &Session| session.name == wanted;
     let begins = |session: &Session| wanted.len() >= 4 && session.id.starts_with(wanted);
@@ -126,6 +129,55 @@ fn find(all: Vec<Session>, wanted: &str) -> Result<Session> {
     })
 }
 
+/// The ways into a session's namespaces.
+enum Doors {
+    /// Process 1, for root.
+    Init(OwnedFd),
+    /// Each by itself, in their order.
+    Spaces(Vec<OwnedFd>),
+}
+
+impl Doors {
+    /// Those of `session`; `None` if it has just ended.
+    fn of(session: &Session) -> Result<Option<Self>> {
+        let (pid, since) = session
+            .porter
+            .as_ref()
+            .map_or((session.init, session.init_started), |porter| (porter.pid, porter.started));
+        let Some(number) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
+        let Ok(process) = rustix::process::pidfd_open(number, PidfdFlags::empty()) else { return Ok(None) };
+        let open = |space: &u32| File::open(format!("/proc/{pid}/fd/{space}")).map(OwnedFd::from);
+        let spaces = session.porter.as_ref().map(|porter| porter.spaces.iter().map(open).collect());
+        // Only now: while the process was there its number was nobody else's.
+        if started(pid) != Some(since) {
+            return Ok(None);
+        }
+        spaces.map_or(Ok(Some(Self::Init(process))), |spaces: io::Result<_>| {
+            let failed = |error| Error::io("Cannot enter the session", error);
+            Ok(Some(Self::Spaces(spaces.map_err(failed)?)))
+        })
+    }
+
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        match self {
+            Self::Init(process) => vec![process.as_fd()],
+            Self::Spaces(spaces) => spaces.iter().map(AsFd::as_fd).collect(),
+        }
+    }
+
+    fn go_in(&self, session: &Session) -> rustix::io::Result<()> {
+        match self {
+            Self::Spaces(spaces) => spaces
+                .iter()
+                .try_for_each(|space| rustix::thread::move_into_link_name_space(space.as_fd(), None)),
+            Self::Init(process) => {
+                let spaces = door::spaces(!session.privileged, session.own_network);
+                rustix::thread::move_into_thread_name_spaces(process.as_fd(), spaces)
+            }
+        }
+    }
+}
+
 struct Inside<'a> {
     order: &'a Order<'a>,
     session: &'a Session,
@@ -134,12 +186,12 @@ struct Inside<'a> {
 
 impl Inside<'_> {
     /// Starts what becomes the command, by way of a process that goes inside first: its children are there.
-    fn start(&self, init: BorrowedFd<'_>, channel: OwnedFd) -> Result<Pid> {
+    fn start(&self, doors: &Doors, channel: OwnedFd) -> Result<Pid> {
         let failed = |error| Error::io("Cannot enter the session", error);
         let (mut told, tell) = io::pipe().map_err(failed)?;
         let helper = child::start(|| {
             self.signals.forget();
-            match self.go_inside(init, &channel, tell.as_fd()) {
+            match self.go_inside(doors, &channel, tell.as_fd()) {
                 Ok(command) => write!(&tell, "{}", command.as_raw_nonzero()),
                 Err(error) => write!(&tell, "{error}"),
             }
@@ -154,25 +206,38 @@ impl Inside<'_> {
         command.ok_or_else(|| Error::new(ErrorKind::Io, text))
     }
 
-    fn go_inside(&self, init: BorrowedFd<'_>, channel: &OwnedFd, tell: BorrowedFd<'_>) -> Result<Pid> {
+    fn go_inside(&self, doors: &Doors, channel: &OwnedFd, tell: BorrowedFd<'_>) -> Result<Pid> {
         let failed = |error: io::Error| Error::io("Cannot enter the session", error);
+        self.join_cgroup()?;
         // Before anybody inside could look: of the host's there remains what is needed to get there.
         privileges::be_opaque().map_err(failed)?;
-        sys::process::keep_only(3, &[init, channel.as_fd(), tell]).map_err(failed)?;
-        let mut spaces = ThreadNameSpaceType::MOUNT
-            | ThreadNameSpaceType::PROCESS_ID
-            | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
-            | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
-            | ThreadNameSpaceType::CONTROL_GROUP;
-        spaces.set(ThreadNameSpaceType::USER, !self.session.privileged);
-        spaces.set(ThreadNameSpaceType::NETWORK, self.session.own_network);
-        rustix::thread::move_into_thread_name_spaces(init, spaces).map_err(|error| failed(error.into()))?;
+        let mut keep = vec![channel.as_fd(), tell];
+        keep.extend(doors.descriptors());
+        sys::process::keep_only(3, &keep).map_err(failed)?;
+        doors.go_in(self.session).map_err(|error| failed(error.into()))?;
         // Its root and directory are those of the session by now.
         rustix::process::chdir("/").map_err(|error| failed(error.into()))?;
         if !self.session.privileged {
             ids::become_root().map_err(failed)?;
         }
         child::start_sibling(|| self.become_command(channel)).map_err(failed)
+    }
+
+    /// What is in its control group is the session, as far as limits are concerned.
+    fn join_cgroup(&self) -> Result<()> {
+        cores::none()?;
+        let limits = &self.session.limits;
+        match cgroup::enter(&self.session.cgroups) {
+            Err(error) if limits.pids.or(limits.memory).is_some() || limits.swap == Swap::Never => {
+                Err(error.advise("enter it from where it was started"))
+            }
+            // An ordinary user may do so only where the session was started from.
+            Err(error) => {
+                tracing::warn!(%error, "This command is not in the session's control group");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     /// Tells what came of it until it has become the command, by which the channel is closed.
@@ -271,6 +336,13 @@ mod tests {
             launcher: 0,
             first_id: 0,
             own_network: false,
+            stem: String::new(),
+            attachment: String::new(),
+            partition: None,
+            binds: Vec::new(),
+            porter: None,
+            cgroups: Vec::new(),
+            limits: crate::root::Limits::default(),
         }
     }
 

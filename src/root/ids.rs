@@ -39,11 +39,52 @@ pub(super) struct Range {
     pub(super) count: u32,
 }
 
+/// A user namespace, in which there is nobody, and the ids in it.
+pub(super) struct Ids {
+    pub(super) namespace: OwnedFd,
+    pub(super) users: Vec<Range>,
+    pub(super) groups: Vec<Range>,
+    /// Why there is no id in it but root's, if so.
+    pub(super) alone: Option<Error>,
+}
+
+impl Ids {
+    /// Those of a session that root starts: from `first` on, nobody's outside.
+    ///
+    /// # Errors
+    /// As [`user_namespace`].
+    pub(super) fn of_session(first: u32) -> Result<Self> {
+        let all = vec![Range { inside: 0, outside: first, count: COUNT }];
+        let namespace = user_namespace(&all, &all)?;
+        Ok(Self { namespace, users: all.clone(), groups: all, alone: None })
+    }
+
+    /// A namespace in this one, with the same ids. Whoever is root there has no rights over this one, nor over what was
+    /// mounted in it.
+    ///
+    /// # Errors
+    /// As [`user_namespace`].
+    pub(super) fn nested(&self) -> Result<OwnedFd> {
+        let same = |ranges: &[Range]| -> Vec<_> {
+            ranges.iter().map(|range| Range { outside: range.inside, ..*range }).collect()
+        };
+        user_namespace(&same(&self.users), &same(&self.groups))
+    }
+}
+
 /// A user namespace with these ids, in which there is nobody: it lives as long as the descriptor.
 ///
 /// # Errors
-/// What the system says; that this needs root.
-pub(super) fn user_namespace(users: Range, groups: Range) -> Result<OwnedFd> {
+/// What the system says; that this process has no right to these ids.
+pub(super) fn user_namespace(users: &[Range], groups: &[Range]) -> Result<OwnedFd> {
+    namespace_by(|holder| fill(holder, users, groups))
+}
+
+/// A user namespace, in which there is nobody, and the ids that `give` gives to it by way of a process that holds it.
+///
+/// # Errors
+/// What the system or `give` says.
+pub(super) fn namespace_by(give: impl FnOnce(Pid) -> Result<()>) -> Result<OwnedFd> {
     let failed = |error: io::Error| {
         Error::io("Cannot make a user namespace", error)
             .advise("see /proc/sys/user/max_user_namespaces, or use --privileged")
@@ -61,20 +102,40 @@ pub(super) fn user_namespace(users: Range, groups: Range) -> Result<OwnedFd> {
     .map_err(failed)?;
     let made = (|| {
         // Its end of the pipe has been closed here, so that its death is an end of file.
-        ready.read_exact(&mut [0])?;
-        open_and_fill(holder, users, groups)
+        ready.read_exact(&mut [0]).map_err(failed)?;
+        give(holder)?;
+        Ok(fs::File::open(file_of(holder, "ns/user")).map_err(failed)?.into())
     })();
     let _ = rustix::process::kill_process(holder, Signal::KILL);
     let _ = rustix::process::waitpid(Some(holder), WaitOptions::empty());
-    made.map_err(failed)
+    made
 }
 
-fn open_and_fill(holder: Pid, users: Range, groups: Range) -> io::Result<OwnedFd> {
-    let directory = format!("/proc/{}", holder.as_raw_nonzero());
-    let line = |range: Range| format!("{} {} {}\n", range.inside, range.outside, range.count);
-    fs::write(format!("{directory}/uid_map"), line(users))?;
-    fs::write(format!("{directory}/gid_map"), line(groups))?;
-    Ok(fs::File::open(format!("{directory}/ns/user"))?.into())
+/// Gives these ids to the user namespace of `holder`.
+///
+/// # Errors
+/// What the system says.
+pub(super) fn fill(holder: Pid, users: &[Range], groups: &[Range]) -> Result<()> {
+    let line = |range: &Range| format!("{} {} {}\n", range.inside, range.outside, range.count);
+    for (file, ranges) in [("uid_map", users), ("gid_map", groups)] {
+        let lines: String = ranges.iter().map(line).collect();
+        fs::write(file_of(holder, file), lines)
+            .map_err(|error| Error::io("Cannot give ids to a user namespace", error))?;
+    }
+    Ok(())
+}
+
+/// Nobody in the user namespace of `holder` can change the groups that they are in.
+///
+/// # Errors
+/// What the system says.
+pub(super) fn deny_groups(holder: Pid) -> Result<()> {
+    fs::write(file_of(holder, "setgroups"), "deny")
+        .map_err(|error| Error::io("Cannot give ids to a user namespace", error))
+}
+
+fn file_of(process: Pid, name: &str) -> String {
+    format!("/proc/{}/{name}", process.as_raw_nonzero())
 }
 
 /// Makes this process the user and group 0 of the user namespace that it is in, with no other group.
@@ -90,10 +151,31 @@ pub(super) fn become_root() -> io::Result<()> {
 /// # Errors
 /// What the system says: above all, that the namespace has no such id.
 pub(super) fn become_user(user: Uid, group: Gid, groups: &[Gid]) -> io::Result<()> {
-    rustix::thread::set_thread_groups(groups)?;
+    match rustix::thread::set_thread_groups(groups) {
+        // In a namespace without subordinate ids they are kept, and there is no user there to have any.
+        Err(rustix::io::Errno::PERM) if groups.is_empty() && groups_are_denied() => {}
+        result => result?,
+    }
     rustix::thread::set_thread_res_gid(group, group, group)?;
     rustix::thread::set_thread_res_uid(user, user, user)?;
     Ok(())
+}
+
+/// Whether the user namespace of this process has that user, and that group. (If nobody can tell, it will be found out.)
+pub(super) fn are_here(user: Uid, group: Gid) -> bool {
+    let has = |file: &str, id: u32| {
+        let Ok(text) = fs::read_to_string(file) else { return true };
+        text.lines().any(|line| {
+            let mut numbers = line.split_whitespace().map_while(|word| word.parse::<u32>().ok());
+            let (first, count) = (numbers.next(), numbers.nth(1));
+            first.zip(count).is_some_and(|(first, count)| id >= first && id - first < count)
+        })
+    };
+    has("/proc/self/uid_map", user.as_raw()) && has("/proc/self/gid_map", group.as_raw())
+}
+
+fn groups_are_denied() -> bool {
+    fs::read_to_string("/proc/self/setgroups").is_ok_and(|word| word.trim() == "deny")
 }
 
 #[cfg(test)]

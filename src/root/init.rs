@@ -4,6 +4,7 @@
 //! It never becomes another program, so that no file of the host is to be reached by way of it; nobody inside may look
 //! into it; and it keeps no descriptor but the one by which it hears the launcher. When that is closed it ends.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -11,7 +12,7 @@ use std::path::Path;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use rustix::thread::UnshareFlags;
-use serde_json::json;
+use serde_json::{Value, json};
 use signal_hook::consts::SIGCHLD;
 
 use super::command::{self, Ready, Size};
@@ -19,7 +20,7 @@ use super::launcher::World;
 use super::plan::Step;
 use super::signals::Signals;
 use super::talk::{self, Yield};
-use super::{Network, child, places, privileges};
+use super::{Network, child, copies, places, privileges};
 use crate::attach::control;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys;
@@ -27,11 +28,16 @@ use crate::sys;
 /// The exit status when it was the launcher that ended.
 const ABANDONED: u8 = 137;
 
+/// The session's namespaces, in the order in which they are entered: with the first come the rights over the others.
+const SPACES: [&str; 7] = ["user", "mnt", "pid", "ipc", "uts", "cgroup", "net"];
+
 struct Init<'a> {
     world: &'a World<'a>,
     devices: &'a [(&'static str, OwnedFd)],
     binds: &'a [OwnedFd],
     command: Option<Pid>,
+    /// Whether there is to be no command.
+    holding: bool,
     /// The command's terminal: open here as well, so that it stays when nobody else has it open for a moment.
     terminal: Option<OwnedFd>,
 }
@@ -57,19 +63,19 @@ pub(super) fn serve(
     rustix::process::setsid().map_err(|error| failed(error.into()))?;
     sys::process::leave_keyring();
     let _ = rustix::thread::set_name(c"memdev-init");
-    let mut init = Init { world, devices, binds, command: None, terminal: None };
-    while init.command.is_none() {
-        let Some((step, with)) = talk::next(channel.as_fd(), world.plan)? else {
+    let mut init = Init { world, devices, binds, command: None, holding: false, terminal: None };
+    while init.command.is_none() && !init.holding {
+        let Some((step, with, given)) = talk::next(channel.as_fd(), world.plan)? else {
             sys::process::exit_now(ABANDONED);
         };
-        let result = init.perform(step, &Size::from_json(&with));
+        let result = init.perform(step, &with, given);
         talk::answer(channel.as_fd(), result)?;
     }
     init.live(&channel)
 }
 
 impl Init<'_> {
-    fn perform(&mut self, step: Step, size: &Size) -> Result<Yield> {
+    fn perform(&mut self, step: Step, with: &Value, given: Vec<OwnedFd>) -> Result<Yield> {
         let failed = |what: &'static str| move |error: io::Error| Error::io(what, error);
         let run = self.world.run;
         match step {
@@ -84,9 +90,15 @@ impl Init<'_> {
             }
             Step::LockMounts => {
                 sys::process::unshare(UnshareFlags::NEWNS).map_err(failed("Cannot copy the mount table"))?;
+                if run.ordinary {
+                    let open = |name| File::open(Path::new("/proc/self/ns").join(name)).map(OwnedFd::from);
+                    // The host's network is nobody's to enter who is in it already.
+                    let own = if run.network == Network::None { 7 } else { 6 };
+                    let spaces = SPACES.into_iter().take(own).map(open).collect::<io::Result<_>>();
+                    return Ok((json!({}), spaces.map_err(failed("Cannot open the session's namespaces"))?));
+                }
             }
-            Step::MountDevices => places::mount_devices(self.devices)?,
-            Step::MountTemporary => places::mount_temporary()?,
+            Step::FillPlaces => places::fill(self.devices)?,
             Step::CoverUp => privileges::cover_up()?,
             Step::BringUpLoopback => {
                 sys::network::bring_up_loopback().map_err(failed("Cannot bring up the loopback interface"))?
@@ -97,7 +109,16 @@ impl Init<'_> {
                     .map_err(|error| Error::io("Cannot set the host name to", error).on(name))?;
             }
             Step::GiveUp => privileges::give_up(run.network == Network::None)?,
-            Step::StartCommand => return self.start_command(size),
+            Step::CopyMounts => {
+                let bad = || Error::new(ErrorKind::Invalid, "There is nothing to copy from");
+                let contents = given.into_iter().next().ok_or_else(bad)?;
+                return Ok((json!({ "left": copies::make(with, contents)? }), Vec::new()));
+            }
+            Step::Hold => {
+                child::let_go_of_standard().map_err(failed("Cannot let go of standard input and output"))?;
+                self.holding = true;
+            }
+            Step::StartCommand => return self.start_command(&Size::from_json(with)),
             _ => return Err(Error::new(ErrorKind::Invalid, "A step of the plan is out of order")),
         }
         Ok(talk::done())
@@ -116,18 +137,12 @@ impl Init<'_> {
         self.command = Some(command);
         self.terminal = inner;
         // It is the command's business from now on; held here, it would not end with who reads or writes it.
-        let null =
-            rustix::fs::open(Path::new("/dev/null"), rustix::fs::OFlags::RDWR, rustix::fs::Mode::empty())
-                .and_then(|null| {
-                    rustix::stdio::dup2_stdin(&null)?;
-                    rustix::stdio::dup2_stdout(&null)?;
-                    rustix::stdio::dup2_stderr(&null)
-                });
-        null.map_err(|error| Error::io("Cannot let go of standard input and output", error))?;
+        child::let_go_of_standard()
+            .map_err(|error| Error::io("Cannot let go of standard input and output", error))?;
         Ok((json!({}), outer.into_iter().collect()))
     }
 
-    /// Until the command has ended, or the launcher.
+    /// Until the command has ended, if there is one, or the launcher.
     fn live(&self, channel: &OwnedFd) -> ! {
         // What it was to put in place has got there. (Before signals are caught, which takes descriptors, too.)
         let mut keep = vec![channel.as_fd()];
@@ -139,6 +154,9 @@ impl Init<'_> {
         loop {
             // The first time for those that had ended before.
             if let Some(status) = self.reap() {
+                // The launcher hears of it before it can hear of the end of the device: a process that ends closes what it
+                // has only after it has left its mounts.
+                let _ = rustix::net::shutdown(channel, rustix::net::Shutdown::Both);
                 sys::process::exit_now(status);
             }
             let mut fds = [PollFd::new(channel, PollFlags::IN), PollFd::new(&children, PollFlags::IN)];

@@ -4,7 +4,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
@@ -17,16 +17,16 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sys;
 
 /// No device nodes.
-pub(super) const NODEV: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV;
+pub(crate) const NODEV: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV;
 /// No setuid programs.
-pub(super) const NOSUID: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID;
+pub(crate) const NOSUID: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID;
 /// No programs.
-pub(super) const NOEXEC: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOEXEC;
+pub(crate) const NOEXEC: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOEXEC;
 /// No changes.
-pub(super) const RDONLY: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY;
+pub(crate) const RDONLY: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY;
 
 /// What a new file system is told before it is there.
-pub(super) enum Setting<'a> {
+pub(crate) enum Setting<'a> {
     /// `key=value`.
     Pair(&'a str, &'a str),
     /// `key`.
@@ -37,7 +37,7 @@ pub(super) enum Setting<'a> {
 ///
 /// # Errors
 /// What the kernel says.
-pub(super) fn new(kind: &str, settings: &[Setting<'_>], attributes: MountAttrFlags) -> Result<OwnedFd> {
+pub(crate) fn new(kind: &str, settings: &[Setting<'_>], attributes: MountAttrFlags) -> Result<OwnedFd> {
     let failed = |error: Errno| Error::io("Cannot mount", error).on(kind);
     let config = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed)?;
     if !settings.iter().any(|setting| matches!(setting, Setting::Pair("source", _))) {
@@ -65,6 +65,25 @@ pub(super) fn tmpfs(size: &str, mode: &str, attributes: MountAttrFlags) -> Resul
     new("tmpfs", &settings, attributes | NODEV | NOSUID)
 }
 
+/// The same, of the user and group `owner`, and with nothing in it that is swapped out where the kernel can do that: since
+/// Linux 6.4, and only for who is root on the host.
+///
+/// # Errors
+/// What the kernel says.
+pub(super) fn unswapped_tmpfs(
+    size: &str,
+    mode: &str,
+    owner: u32,
+    attributes: MountAttrFlags,
+) -> Result<OwnedFd> {
+    let owner = owner.to_string();
+    let pairs = [("size", size), ("mode", mode), ("uid", &owner), ("gid", &owner)];
+    let mut settings: Vec<_> = pairs.map(|(key, value)| Setting::Pair(key, value)).into();
+    settings.push(Setting::Flag("noswap"));
+    let attributes = attributes | NODEV | NOSUID;
+    new("tmpfs", &settings, attributes).or_else(|_| new("tmpfs", &settings[..pairs.len()], attributes))
+}
+
 /// The file system on `device`, without device nodes, its owners shifted by `ids`. The kernel makes the lock on its flags
 /// when it is copied into a namespace of other ids: see [`super::plan`].
 ///
@@ -73,25 +92,25 @@ pub(super) fn tmpfs(size: &str, mode: &str, attributes: MountAttrFlags) -> Resul
 pub(super) fn image(
     device: &Path,
     kind: Kind,
-    read_only: bool,
+    (read_only, is_copy): (bool, bool),
     ids: Option<BorrowedFd<'_>>,
 ) -> Result<OwnedFd> {
     let source = device.to_str().unwrap_or_default();
     let mut settings = vec![Setting::Pair("source", source)];
-    settings.extend(kind.options.iter().map(|option| Setting::Flag(option)));
+    let for_copies = kind.for_copies.iter().filter(|_| is_copy);
+    settings.extend(kind.options.iter().chain(for_copies).map(|option| Setting::Flag(option)));
     if read_only {
         settings.push(Setting::Flag("ro"));
     }
     let attributes = if read_only { NODEV | RDONLY } else { NODEV };
     let mount = new(kind.name, &settings, attributes).map_err(|error| error.advise("see dmesg"))?;
     if let Some(ids) = ids {
-        sys::mount::set_attributes(mount.as_fd(), false, MountAttrFlags::empty(), Some(ids)).map_err(
-            |error| {
-                Error::io("Cannot shift the owners of files on", error)
-                    .on(kind.name)
-                    .advise("this takes Linux 5.12, for some file systems a later one; or use --privileged")
-            },
-        )?;
+        let none = MountAttrFlags::empty();
+        sys::mount::set_attributes(mount.as_fd(), false, none, none, Some(ids)).map_err(|error| {
+            Error::io("Cannot shift the owners of files on", error)
+                .on(kind.name)
+                .advise("this takes Linux 5.12, for some file systems a later one; or use --privileged")
+        })?;
     }
     Ok(mount)
 }
@@ -112,9 +131,41 @@ pub(super) fn copy(path: &Path, recursive: bool) -> Result<OwnedFd> {
 /// What the kernel says.
 pub(super) fn copy_with(path: &Path, recursive: bool, attributes: MountAttrFlags) -> Result<OwnedFd> {
     let mount = copy(path, recursive)?;
-    sys::mount::set_attributes(mount.as_fd(), recursive, attributes, None)
+    sys::mount::set_attributes(mount.as_fd(), recursive, attributes, MountAttrFlags::empty(), None)
         .map_err(|error| Error::io("Cannot set the attributes of", error).on_path(path))?;
     Ok(mount)
+}
+
+/// The same, with what is mounted below it, of what is open already and was at `path`.
+///
+/// # Errors
+/// What the kernel says.
+pub(super) fn copy_opened(
+    opened: BorrowedFd<'_>,
+    path: &Path,
+    attributes: MountAttrFlags,
+) -> Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    let mount = open_tree(opened, "", flags)
+        .map_err(|error| Error::io("Cannot copy the mount of", error).on_path(path))?;
+    sys::mount::set_attributes(mount.as_fd(), true, attributes, MountAttrFlags::empty(), None)
+        .map_err(|error| Error::io("Cannot set the attributes of", error).on_path(path))?;
+    Ok(mount)
+}
+
+/// Gives what is mounted at `path` these attributes in addition.
+///
+/// # Errors
+/// What the kernel says.
+pub(super) fn add(path: &Path, attributes: MountAttrFlags) -> Result<()> {
+    let failed = |error| Error::io("Cannot set the attributes of", error).on_path(path);
+    let mount = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|error| failed(error.into()))?;
+    sys::mount::set_attributes(mount.as_fd(), false, attributes, MountAttrFlags::empty(), None)
+        .map_err(failed)
 }
 
 /// Puts a mount in its place.

@@ -1,4 +1,4 @@
-//! What process 1 mounts for itself: `/dev`, `/run`, `/tmp`; and the directories for what others mount.
+//! `/dev`, `/run` and `/tmp`, which the mounter mounts and process 1 fills; and the directories for what is mounted.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -77,15 +77,33 @@ pub(super) fn from_root(path: &Path) -> PathBuf {
     result
 }
 
-/// `/dev`, with `devices` in it, and terminals and shared memory of its own.
+/// What is in memory: `/dev`, `/dev/shm`, `/run` and `/tmp`, each empty, and root's inside, who is `owner` here.
 ///
 /// # Errors
 /// What the kernel says.
-pub(super) fn mount_devices(devices: &[(&'static str, OwnedFd)]) -> Result<()> {
+pub(super) fn mount_memory(owner: u32) -> Result<()> {
+    let all = [
+        ("/dev", "1m", "0755", NOEXEC),
+        ("/dev/shm", "25%", "1777", NOEXEC),
+        ("/run", "10%", "0755", NODEV),
+        ("/tmp", "25%", "1777", NODEV),
+    ];
+    for (path, size, mode, attributes) in all {
+        let path = Path::new(path);
+        make_directory(path)?;
+        let mount = mounts::unswapped_tmpfs(size, mode, owner, attributes)?;
+        mounts::attach(mount.as_fd(), path)?;
+    }
+    Ok(())
+}
+
+/// Fills `/dev` with `devices`, and terminals of its own; and `/run` with what programs expect there.
+///
+/// # Errors
+/// What the kernel says.
+pub(super) fn fill(devices: &[(&'static str, OwnedFd)]) -> Result<()> {
     let dev = Path::new("/dev");
     let failed = |error: io::Error| Error::io("Cannot set up /dev", error);
-    let mount = mounts::tmpfs("1m", "0755", NOEXEC)?;
-    mounts::attach(mount.as_fd(), dev)?;
     for (name, device) in devices {
         let path = dev.join(name);
         File::create(&path).map_err(failed)?;
@@ -97,29 +115,16 @@ pub(super) fn mount_devices(devices: &[(&'static str, OwnedFd)]) -> Result<()> {
         Setting::Pair("mode", "0620"),
         Setting::Pair("gid", TTY_GROUP),
     ];
-    let terminals = mounts::new("devpts", &settings, NOSUID | NOEXEC)?;
-    let shared = mounts::tmpfs("25%", "1777", NOEXEC)?;
-    for (name, mount) in [("pts", terminals), ("shm", shared)] {
-        let path = dev.join(name);
-        fs::create_dir(&path).map_err(failed)?;
-        mounts::attach(mount.as_fd(), &path)?;
-    }
+    let terminals = mounts::new("devpts", &settings, NOSUID | NOEXEC)
+        // Where root is the only user there is no such group.
+        .or_else(|_| mounts::new("devpts", &settings[..3], NOSUID | NOEXEC))?;
+    let place = dev.join("pts");
+    fs::create_dir(&place).map_err(failed)?;
+    mounts::attach(terminals.as_fd(), &place)?;
     symlink("pts/ptmx", dev.join("ptmx")).map_err(failed)?;
     // No devices: what shells and scripts call their own descriptors.
     for (name, target) in [("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")] {
         symlink(format!("/proc/self/fd{target}"), dev.join(name)).map_err(failed)?;
-    }
-    Ok(())
-}
-
-/// `/run` and `/tmp`, in memory.
-///
-/// # Errors
-/// What the kernel says.
-pub(super) fn mount_temporary() -> Result<()> {
-    for (path, size, mode) in [("/run", "10%", "0755"), ("/tmp", "25%", "1777")] {
-        let mount = mounts::tmpfs(size, mode, NODEV)?;
-        mounts::attach(mount.as_fd(), Path::new(path))?;
     }
     // Where Debian's programs expect to be able to lock something.
     let lock = Path::new("/run/lock");

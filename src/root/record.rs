@@ -1,11 +1,16 @@
 //! Which private roots run: one file each, as attachments have it, locked by its launcher for as long as that lives.
 
-use std::path::Path;
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::process::{Pid, PidfdFlags};
 use serde_json::{Value, json};
 
-use super::{Run, ids};
+use super::{Bind, Limits, Run, cgroup, ids};
 use crate::attach::random_name;
 use crate::attach::record::{Directory, Entry};
 use crate::error::{Error, ErrorKind, Result};
@@ -33,10 +38,35 @@ pub struct Session {
     pub init_started: u64,
     /// The number of its launcher.
     pub launcher: u32,
-    /// The first of its 65,536 user and group ids; 0 if it is privileged.
+    /// The first of its 65,536 user and group ids; 0 if it has none that are its alone.
     pub first_id: u32,
     /// Whether it has a network of its own.
     pub own_network: bool,
+    /// What its name is made from, if it was given none: the image's name, or that of the named session.
+    pub stem: String,
+    /// What its device is written down under; empty while it begins, and without a device.
+    pub attachment: String,
+    /// The partition that it is, if it is one.
+    pub partition: Option<u32>,
+    /// What is seen of the host.
+    pub binds: Vec<Bind>,
+    /// Who holds its namespaces open, if it was made without the rights of root: what its maker may not take from process 1.
+    pub porter: Option<Porter>,
+    /// Its control groups, in each of the machine's trees that it is in.
+    pub cgroups: Vec<PathBuf>,
+    /// What its processes may use.
+    pub limits: Limits,
+}
+
+/// A process of the launcher's that does nothing but hold a session's namespaces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Porter {
+    /// Its number.
+    pub pid: u32,
+    /// When it began, as [`Session::init_started`].
+    pub started: u64,
+    /// Its descriptors of the namespaces, in the order in which they are to be entered.
+    pub spaces: Vec<u32>,
 }
 
 impl Session {
@@ -53,6 +83,34 @@ impl Session {
             "launcher": self.launcher,
             "first_id": self.first_id,
             "own_network": self.own_network,
+            "stem": self.stem,
+            "attachment": self.attachment,
+            "partition": self.partition,
+            // A path may be no text: byte by byte.
+            "binds": self.binds.iter().map(|bind| {
+                let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec();
+                json!([bytes(&bind.source), bytes(&bind.target), bind.read_only])
+            }).collect::<Vec<_>>(),
+            "porter": self.porter.as_ref().map(|porter| {
+                json!({ "pid": porter.pid, "started": porter.started, "spaces": porter.spaces })
+            }),
+            "cgroups": self.cgroups,
+            "limits": self.limits.to_json(),
+        })
+    }
+
+    /// Its process 1, if that still runs: while the descriptor is open its number is nobody else's.
+    pub(super) fn process(&self) -> Option<OwnedFd> {
+        let number = i32::try_from(self.init).ok().and_then(Pid::from_raw)?;
+        let process = rustix::process::pidfd_open(number, PidfdFlags::empty()).ok()?;
+        (started(self.init) == Some(self.init_started)).then_some(process)
+    }
+
+    /// Whether its process 1 has ended: nobody is inside any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        let none = Timespec::default();
+        self.process().is_none_or(|process| {
+            matches!(poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&none)), Ok(1..))
         })
     }
 
@@ -69,6 +127,32 @@ impl Session {
             launcher: number("launcher")?,
             first_id: number("first_id")?,
             own_network: value["own_network"].as_bool()?,
+            stem: text("stem")?,
+            attachment: text("attachment")?,
+            partition: number("partition"),
+            binds: value["binds"].as_array()?.iter().map(bind_from_json).collect::<Option<_>>()?,
+            porter: Porter::from_json(&value["porter"]),
+            cgroups: serde_json::from_value(value["cgroups"].clone()).unwrap_or_default(),
+            limits: Limits::from_json(&value["limits"]).unwrap_or_default(),
+        })
+    }
+}
+
+fn bind_from_json(value: &Value) -> Option<Bind> {
+    let path = |value: &Value| {
+        let bytes: Vec<u8> = serde_json::from_value(value.clone()).ok()?;
+        Some(PathBuf::from(OsString::from_vec(bytes)))
+    };
+    Some(Bind { source: path(&value[0])?, target: path(&value[1])?, read_only: value[2].as_bool()? })
+}
+
+impl Porter {
+    fn from_json(value: &Value) -> Option<Self> {
+        let number = |value: &Value| value.as_u64().and_then(|number| u32::try_from(number).ok());
+        Some(Self {
+            pid: number(&value["pid"])?,
+            started: value["started"].as_u64()?,
+            spaces: value["spaces"].as_array()?.iter().map(number).collect::<Option<_>>()?,
         })
     }
 }
@@ -88,7 +172,11 @@ fn running(directory: &Directory) -> Result<Vec<Session>> {
     let mut all = Vec::new();
     for entry in directory.entries()? {
         if entry.is_abandoned() {
-            directory.remove(entry.id());
+            let session = entry.read().and_then(|value| Session::from_json(entry.id(), &value));
+            // What is still there is looked for again.
+            if session.is_none_or(|session| cgroup::remove(entry.id(), &session.cgroups)) {
+                directory.remove(entry.id());
+            }
         } else if let Some(session) = entry.read().and_then(|value| Session::from_json(entry.id(), &value)) {
             all.push(session);
         }
@@ -135,7 +223,7 @@ impl Written {
                 .on(name)
                 .advise("choose another name, or 'memdev enter' it"));
         }
-        let first_id = if run.privileged { 0 } else { first_id(&id, &others)? };
+        let first_id = if run.privileged || run.ordinary { 0 } else { first_id(&id, &others)? };
         let entry = directory.create(&id)?;
         let session = Session {
             id,
@@ -147,10 +235,26 @@ impl Written {
             launcher: std::process::id(),
             first_id,
             own_network: run.network == super::Network::None,
+            stem,
+            attachment: String::new(),
+            partition: run.partition,
+            binds: run.binds.clone(),
+            porter: None,
+            cgroups: Vec::new(),
+            limits: run.limits,
         };
         let written = Self { directory, entry, session };
         written.write()?;
         Ok(written)
+    }
+
+    /// Adds where its control groups will be.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(super) fn set_cgroups(&mut self, paths: Vec<PathBuf>) -> Result<()> {
+        self.session.cgroups = paths;
+        self.write()
     }
 
     /// Adds who is process 1.
@@ -160,6 +264,28 @@ impl Written {
     pub(super) fn set_init(&mut self, pid: u32) -> Result<()> {
         self.session.init = pid;
         self.session.init_started = started(pid).unwrap_or(0);
+        self.write()
+    }
+
+    /// Adds what its device is written down under, and of what it is, if that has changed.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(super) fn set_attachment(&mut self, id: &str, source: Option<String>) -> Result<()> {
+        id.clone_into(&mut self.session.attachment);
+        if let Some(source) = source {
+            self.session.source = source;
+        }
+        self.write()
+    }
+
+    /// Adds who holds its namespaces.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(super) fn set_porter(&mut self, pid: u32, spaces: Vec<u32>) -> Result<()> {
+        let started = started(pid).unwrap_or(0);
+        self.session.porter = Some(Porter { pid, started, spaces });
         self.write()
     }
 
@@ -219,6 +345,8 @@ mod tests {
 
     fn run(directory: &Path, name: Option<&str>) -> Run {
         let mut run = Run::new(Source::Image { name: "Debian 12".into(), path: "/srv/d.img".into() });
+        let source = OsString::from_vec(b"/home/\xff".to_vec()).into();
+        run.binds = vec![Bind { source, target: "/x".into(), read_only: true }];
         run.sessions = directory.to_owned();
         run.name = name.map(str::to_owned);
         run
@@ -232,6 +360,10 @@ mod tests {
         let found = sessions(dir.path()).unwrap();
         assert_eq!(found, [written.session.clone()]);
         assert!(found[0].init_started > 0);
+        written.set_porter(std::process::id(), vec![4, 7]).unwrap();
+        written.set_cgroups(vec!["/sys/fs/cgroup/memdev-x".into()]).unwrap();
+        assert_eq!(sessions(dir.path()).unwrap(), [written.session.clone()]);
+        assert_eq!(sessions(dir.path()).unwrap()[0].porter.as_ref().unwrap().spaces, [4, 7]);
         let error = Written::new(&run(dir.path(), Some("one"))).err().unwrap().to_string();
         assert!(error.contains("already that is called one"), "{error}");
         let other = Written::new(&run(dir.path(), None)).unwrap();

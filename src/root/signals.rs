@@ -10,7 +10,7 @@ use signal_hook::SigId;
 use signal_hook::low_level;
 
 /// Signals that are caught until this is dropped.
-pub(super) struct Signals {
+pub(crate) struct Signals {
     came: Vec<(i32, Arc<AtomicBool>)>,
     ids: Vec<SigId>,
     wake: UnixStream,
@@ -21,7 +21,7 @@ impl Signals {
     ///
     /// # Errors
     /// What the system says.
-    pub(super) fn catch(signals: &[i32]) -> io::Result<Self> {
+    pub(crate) fn catch(signals: &[i32]) -> io::Result<Self> {
         let (wake, waker) = UnixStream::pair()?;
         wake.set_nonblocking(true)?;
         let mut this = Self { came: Vec::new(), ids: Vec::new(), wake };
@@ -36,7 +36,7 @@ impl Signals {
     }
 
     /// Those that came since the last call.
-    pub(super) fn take(&self) -> Vec<i32> {
+    pub(crate) fn take(&self) -> Vec<i32> {
         // Before the flags: what comes after that wakes again.
         while matches!((&self.wake).read(&mut [0; 64]), Ok(1..)) {}
         let came = self.came.iter().filter(|(_, came)| came.swap(false, Ordering::AcqRel));
@@ -44,7 +44,7 @@ impl Signals {
     }
 
     /// In a copy of the process that caught them: nothing is done for them any more.
-    pub(super) fn forget(&self) {
+    pub(crate) fn forget(&self) {
         for id in &self.ids {
             low_level::unregister(*id);
         }

@@ -21,10 +21,15 @@ pub(super) type Yield = (Value, Vec<OwnedFd>);
 ///
 /// # Errors
 /// What it says, or that it has died.
-pub(super) fn ask(channel: BorrowedFd<'_>, n: usize, with: &Value) -> Result<Yield> {
+pub(super) fn ask(
+    channel: BorrowedFd<'_>,
+    n: usize,
+    with: &Value,
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<Yield> {
     let failed = |error| Error::io("Cannot talk to a process of the private root", error);
     let died = || Error::new(ErrorKind::Io, "A process that makes the private root has died");
-    control::send(channel, &json!({ "step": n, "with": with }), &[]).map_err(failed)?;
+    control::send(channel, &json!({ "step": n, "with": with }), descriptors).map_err(failed)?;
     let (value, descriptors) = control::receive(channel).map_err(failed)?.ok_or_else(died)?;
     match control::error_from_json(&value) {
         Some(error) => Err(error),
@@ -36,13 +41,13 @@ pub(super) fn ask(channel: BorrowedFd<'_>, n: usize, with: &Value) -> Result<Yie
 ///
 /// # Errors
 /// What the system says.
-pub(super) fn next(channel: BorrowedFd<'_>, plan: &Plan) -> Result<Option<(Step, Value)>> {
+pub(super) fn next(channel: BorrowedFd<'_>, plan: &Plan) -> Result<Option<(Step, Value, Vec<OwnedFd>)>> {
     let failed = |error| Error::io("Cannot hear the launcher", error);
-    let Some((value, _)) = control::receive(channel).map_err(failed)? else { return Ok(None) };
+    let Some((value, descriptors)) = control::receive(channel).map_err(failed)? else { return Ok(None) };
     let step = value["step"].as_u64().and_then(|n| usize::try_from(n).ok());
     let step = step.and_then(|n| plan.steps().get(n).copied());
     let bad = || Error::new(ErrorKind::Invalid, "The launcher asks for a step that is not in the plan");
-    Ok(Some((step.ok_or_else(bad)?, value["with"].clone())))
+    Ok(Some((step.ok_or_else(bad)?, value["with"].clone(), descriptors)))
 }
 
 /// Tells the launcher what came of it.

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags};
@@ -12,6 +13,7 @@ use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize,
 
 use super::command::Size;
 use crate::error::{Error, ErrorKind, Result};
+use crate::sys::Buffer;
 
 /// As much is moved at a time.
 const CHUNK: usize = 16 << 10;
@@ -59,8 +61,11 @@ pub(super) struct Relay {
     inner: File,
     /// What the terminal outside was like before, if it was changed.
     before: Option<Termios>,
-    /// Typed, and not taken yet.
-    typed: Vec<u8>,
+    /// What is typed, and the part of it that was not taken yet. Neither this nor what is shown stays once it was moved: what
+    /// people read and write inside would be in this process's memory otherwise, which may be swapped out.
+    typed: Buffer,
+    waiting: Range<usize>,
+    shown: Buffer,
     input_over: bool,
     output_over: bool,
 }
@@ -78,7 +83,9 @@ impl Relay {
             terminals,
             inner: inner.into(),
             before: None,
-            typed: Vec::new(),
+            typed: buffer()?,
+            waiting: 0..0,
+            shown: buffer()?,
             input_over: false,
             output_over: false,
         };
@@ -96,7 +103,7 @@ impl Relay {
     pub(super) fn wanted(&self) -> Vec<PollFd<'_>> {
         let mut flags = PollFlags::empty();
         flags.set(PollFlags::IN, !self.output_over);
-        flags.set(PollFlags::OUT, !self.typed.is_empty());
+        flags.set(PollFlags::OUT, !self.waiting.is_empty());
         let mut fds = Vec::new();
         if !flags.is_empty() {
             fds.push(PollFd::new(&self.inner, flags));
@@ -109,43 +116,55 @@ impl Relay {
 
     /// Whether the last of what is [wanted](Self::wanted) is the terminal outside.
     pub(super) fn reads_outside(&self) -> bool {
-        self.terminals[0] && !self.input_over && self.typed.is_empty()
+        self.terminals[0] && !self.input_over && self.waiting.is_empty()
     }
 
     /// Moves what there is; `may_read` if the terminal outside was found readable. Whether that has hung up.
     pub(super) fn turn(&mut self, may_read: bool) -> bool {
         let mut hung_up = false;
         if may_read && self.reads_outside() {
-            let mut bytes = [0; CHUNK];
-            match rustix::io::read(descriptor(0), &mut bytes) {
-                Ok(0) if self.before.is_none() => self.typed.push(END),
+            match rustix::io::read(descriptor(0), self.typed.bytes()) {
+                Ok(0) if self.before.is_none() => {
+                    self.typed[0] = END;
+                    self.take_typed(1);
+                }
                 Ok(0) | Err(Errno::IO) => {
                     self.input_over = true;
                     hung_up = true;
                 }
-                Ok(got) => self.typed.extend_from_slice(&bytes[..got]),
+                Ok(got) => self.take_typed(got),
                 Err(Errno::INTR | Errno::AGAIN) => {}
                 Err(_) => self.input_over = true,
             }
         }
-        if !self.typed.is_empty() {
-            match self.inner.write(&self.typed) {
-                Ok(written) => drop(self.typed.drain(..written)),
+        if !self.waiting.is_empty() {
+            match self.inner.write(&self.typed[self.waiting.clone()]) {
+                Ok(written) => self.waiting.start += written,
                 Err(error) if is_later(&error) => {}
-                Err(_) => self.typed.clear(),
+                Err(_) => self.waiting = 0..0,
+            }
+            if self.waiting.is_empty() {
+                self.typed.wipe();
             }
         }
         self.show();
         hung_up
     }
 
+    /// So much was typed.
+    fn take_typed(&mut self, count: usize) {
+        self.typed.note_used(count);
+        self.waiting = 0..count;
+    }
+
     /// Shows what the command has written: one piece; whether there was any.
     fn show(&mut self) -> bool {
-        let mut bytes = [0; CHUNK];
-        match self.inner.read(&mut bytes) {
+        match self.inner.read(self.shown.bytes()) {
             Ok(got @ 1..) => {
+                self.shown.note_used(got);
                 let to = (0..3).rev().filter(|&n| self.terminals[n]).min_by_key(|&n| (n + 2) % 3);
-                let _ = to.map(|to| write_all(descriptor(to), &bytes[..got]));
+                let _ = to.map(|to| write_all(descriptor(to), &self.shown[..got]));
+                self.shown.wipe();
                 true
             }
             Err(error) if is_later(&error) => false,
@@ -171,6 +190,13 @@ impl Drop for Relay {
             let _ = tcsetattr(descriptor(0), OptionalActions::Drain, before);
         }
     }
+}
+
+/// Room for what is moved, locked where that is allowed.
+fn buffer() -> Result<Buffer> {
+    let buffer = Buffer::new(CHUNK).map_err(|error| Error::io("Cannot have memory for a terminal", error))?;
+    let _ = buffer.lock();
+    Ok(buffer)
 }
 
 fn is_later(error: &io::Error) -> bool {

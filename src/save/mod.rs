@@ -20,7 +20,7 @@ pub use remote::Remote;
 use crate::error::{Error, ErrorKind, Result};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use target::Target;
+pub use target::Target;
 
 /// Bytes that are read and written at a time.
 const AT_ONCE: u64 = 1 << 20;

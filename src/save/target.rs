@@ -8,9 +8,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-/// A file on its way to its name.
+/// A file on its way to its name. It goes if it does not get there.
 #[derive(Debug)]
-pub(super) struct Target {
+pub struct Target {
     path: PathBuf,
     folder: PathBuf,
     /// `None` as long as it has no name.
@@ -19,7 +19,11 @@ pub(super) struct Target {
 }
 
 impl Target {
-    pub(super) fn create(path: &Path) -> Result<Self> {
+    /// Begins a file that is to be at `path`.
+    ///
+    /// # Errors
+    /// None can be made there.
+    pub fn create(path: &Path) -> Result<Self> {
         let failed = |error: io::Error| {
             Error::io("Cannot write", error)
                 .on_path(path)
@@ -58,8 +62,16 @@ impl Target {
         self.file.write_all_at(bytes, offset).map_err(|error| self.failed("Cannot write", error))
     }
 
+    /// What is written to this comes into the file, from its beginning on.
+    pub fn stream(&self) -> impl io::Write {
+        &self.file
+    }
+
     /// Puts it on the disk, and gives it its name.
-    pub(super) fn finish(mut self) -> Result<()> {
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn finish(mut self) -> Result<()> {
         self.file.sync_all().map_err(|error| self.failed("Cannot put on the disk", error))?;
         if self.temporary.is_none() {
             let name = self.path.file_name().unwrap_or_default();

@@ -3,11 +3,14 @@
 //! A named session is called by its export name, `IMAGE@ID`. A session of one connection has no name to enter it by; here
 //! it is called `IMAGE@:SERIAL`, which no client can ask for.
 
-use super::registry::unknown;
+use super::housekeeper::Chore;
+use super::registry::{taken, unknown};
 use super::{Count, Registry, Session, SessionId, Totals};
 use crate::base::Source;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::net::Party;
+use std::fs::File;
+use std::path::Path;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,6 +23,8 @@ pub struct Found {
     pub image: String,
     /// Its id, if it can be entered by one.
     pub id: Option<String>,
+    /// Whether a new session on its image would be on the same file.
+    pub is_current: bool,
     /// Itself.
     pub session: Arc<Session>,
 }
@@ -153,12 +158,14 @@ impl Registry {
     }
 
     fn called(&self, index: usize, id: Option<&SessionId>, session: Arc<Session>) -> Found {
-        let image = self.sources().get(index).map_or("", Source::name).to_owned();
+        let source = self.sources().get(index);
+        let image = source.map_or("", Source::name).to_owned();
+        let is_current = source.is_some_and(|source| Arc::ptr_eq(&source.latest(), session.device().image()));
         let name = match id {
             Some(id) => format!("{image}@{id}"),
             None => format!("{image}@:{}", session.serial),
         };
-        Found { name, image, id: id.map(ToString::to_string), session }
+        Found { name, image, id: id.map(ToString::to_string), is_current, session }
     }
 
     /// The session that is called `name`.
@@ -178,15 +185,15 @@ impl Registry {
 
     /// Makes the named session `name` for somebody who is going to enter it, and whose it is then. It stays until it was
     /// entered and left again, or ended; `party` is who is counted as its maker. With `memory`, that many bytes of data are
-    /// its limit instead of the usual ones.
+    /// its limit instead of the usual ones; what is written to it is `sealed` also where not all sessions are.
     ///
     /// # Errors
     /// `NotFound` when there is no such image, `Invalid` when the name is none of a session, `InUse` when it is there
     /// already, `Denied` when there are as many sessions as there may be, `OutOfSpace` when there is no memory for it.
-    pub fn create(&self, name: &str, party: Party, memory: Option<u64>) -> Result<Found> {
+    pub fn create(&self, name: &str, party: Party, memory: Option<u64>, sealed: bool) -> Result<Found> {
         let (index, id) = self.key(name)?;
-        let image = self.sources()[index].current();
-        let make = |budget| Session::unclaimed(self.blank(image, budget), self.limits.caps);
+        let image = self.current(&self.sources()[index]);
+        let make = |budget| Ok(Session::unclaimed(self.blank(image, budget, sealed)?, self.limits.caps));
         let session = self.add(((index, id.clone()), name), party, memory, make)?;
         Ok(self.called(index, Some(&id), session))
     }
@@ -197,18 +204,78 @@ impl Registry {
     /// # Errors
     /// As [`Registry::session`].
     pub fn end(&self, name: &str) -> Result<()> {
-        let found = self.session(name)?;
+        self.end_found(&self.session(name)?)
+    }
+
+    /// Ends the session that was found, as [`Registry::end`] does, whatever it is called by now; another one that is called so
+    /// stays.
+    ///
+    /// # Errors
+    /// As [`Registry::session`].
+    pub fn end_found(&self, found: &Found) -> Result<()> {
         if found.id.is_some() {
-            let key = self.key(name)?;
+            let key = self.key(&found.name)?;
             let mut named = self.named();
-            // Somebody may have made a new one by that name meanwhile.
-            let is_it = named.get(&key).is_some_and(|(session, _)| Arc::ptr_eq(session, &found.session));
-            let ended = is_it.then(|| named.remove(&key));
+            // It may be called otherwise by now, and somebody else's may have its name.
+            let is_it = |session: &Arc<Session>| Arc::ptr_eq(session, &found.session);
+            let key = match named.get(&key) {
+                Some((session, _)) if is_it(session) => Some(key),
+                _ => named.iter().find(|(_, (session, _))| is_it(session)).map(|(key, _)| key.clone()),
+            };
+            let ended = key.and_then(|key| named.remove(&key));
             drop(named);
             drop(ended);
         }
         found.session.hang_up();
         Ok(())
+    }
+
+    /// Offers the image at `path` as `name` from now on, see [`Source::replace`]. Sessions that are there stay on what they
+    /// are on.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no image of this name; and as [`Source::replace`].
+    pub fn replace_image(&self, name: &str, path: &Path, file: Option<File>) -> Result<()> {
+        let source = self.image(name)?;
+        source.replace(path, file)?;
+        self.give(Chore::Look);
+        Ok(())
+    }
+
+    /// The image `name`.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none of this name.
+    pub fn image(&self, name: &str) -> Result<&Source> {
+        let none = || Error::new(ErrorKind::NotFound, "No such image:").on(name);
+        let found = self.sources().iter().find(|source| source.name() == name);
+        found.ok_or_else(|| none().advise("'memdev image list' lists the images"))
+    }
+
+    /// Calls the session `name` by another id from now on. Who is in it stays, and its URIs are others.
+    ///
+    /// # Errors
+    /// As [`Registry::session`]; `Invalid` when nobody can be called so, or it is one connection's own, `InUse` when there is
+    /// another session of this id.
+    pub fn rename(&self, name: &str, id: &str) -> Result<Found> {
+        let old = self.key(name)?;
+        let new = self.key(&format!("{}@{id}", self.sources()[old.0].name()))?;
+        let mut named = self.named();
+        self.check_not_giving_way(name)?;
+        if old != new {
+            if !named.contains_key(&old) {
+                return Err(unknown(name));
+            }
+            if named.contains_key(&new) {
+                return Err(taken(id));
+            }
+            if let Some(session) = named.remove(&old) {
+                named.insert(new.clone(), session);
+            }
+        }
+        let session = named.get(&new).map(|(session, _)| Arc::clone(session));
+        drop(named);
+        Ok(self.called(new.0, Some(&new.1), session.ok_or_else(|| unknown(name))?))
     }
 
     /// What went over all connections that there ever were.

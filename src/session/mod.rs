@@ -18,6 +18,7 @@
 //! *doubtful*: its requests wait until it is known.
 
 mod census;
+mod handover;
 mod housekeeper;
 mod line;
 mod name;

@@ -112,7 +112,7 @@ impl Registry {
         };
         self.add((to, new), party, Some(limit), |budget| {
             let device = parent.between_turns(|| parent.device.fork(budget));
-            Session::owned_by(device, owner, parent.pace.caps())
+            Ok(Session::owned_by(device, owner, parent.pace.caps()))
         })
     }
 

@@ -1,5 +1,6 @@
 //! All images and sessions of a server, by name.
 
+use super::handover::Handover;
 use super::housekeeper::{Chore, Chores};
 use super::{Caps, Line, Owner, Request, Session, SessionId, Totals};
 use crate::base::{Image, Source};
@@ -7,6 +8,7 @@ use crate::cow::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Full, Most, Party, Place, Stream, Tally};
 use crate::overlay::{Budget, Overlay, Pool};
+use crate::seal::Keys;
 use crossbeam::channel::unbounded;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -26,6 +28,8 @@ pub struct Limits {
     pub sessions: Most,
     /// How much one session may be asked to do in a second.
     pub caps: Caps,
+    /// Whether the blocks of every session are ciphertext in memory.
+    pub seal: bool,
 }
 
 /// What a client may know of an export before it opens it.
@@ -67,6 +71,7 @@ pub struct Registry {
     pub(super) stopping: AtomicBool,
     /// Has those asked again who wait because of their sessions' caps.
     caps_changed: OnceLock<Callback>,
+    pub(super) handover: Handover,
 }
 
 /// What to do when something happens.
@@ -94,6 +99,7 @@ impl Registry {
             chores: unbounded(),
             stopping: AtomicBool::new(false),
             caps_changed: OnceLock::new(),
+            handover: Handover::default(),
         })
     }
 
@@ -177,11 +183,22 @@ impl Registry {
             .and_then(|id| self.named().get(&(index, id.clone())).map(|(session, _)| Arc::clone(session)));
         match &session {
             Some(session) => admit(session, export_name, stream)?,
+            None if self.gives_way() => self.check_not_giving_way(export_name)?,
             None if must_exist => return Err(no_such_session(export_name)),
             None => {}
         }
-        let image = session.map_or_else(|| source.current(), |session| Arc::clone(session.device.image()));
+        let image =
+            session.map_or_else(|| self.current(source), |session| Arc::clone(session.device.image()));
         Ok(describe(source, id.as_ref(), &image))
+    }
+
+    /// The image for a session that begins now.
+    pub(super) fn current(&self, source: &Source) -> Arc<Image> {
+        let image = source.current();
+        if source.was_replaced() {
+            self.give(Chore::Look);
+        }
+        image
     }
 
     /// Which image's and which session's `name` is, `IMAGE@ID`.
@@ -215,21 +232,20 @@ impl Registry {
         (key, name): (Key, &str),
         party: Party,
         memory: Option<u64>,
-        make: impl FnOnce(Budget) -> Session,
+        make: impl FnOnce(Budget) -> Result<Session>,
     ) -> Result<Arc<Session>> {
-        let taken = || {
-            let error = Error::new(ErrorKind::InUse, "There is such a session already:").on(name);
-            error.advise("choose another id")
-        };
         if self.named().contains_key(&key) {
-            return Err(taken());
+            return Err(taken(name));
         }
+        self.check_not_giving_way(name)?;
         let (budget, place) = self.room(party, memory)?;
         // Not under the lock on the map: it may have to wait for a turn.
-        let session = Arc::new(make(budget));
+        let session = Arc::new(make(budget)?);
         session.attached().awaited = true;
-        match self.named().entry(key) {
-            Entry::Occupied(_) => return Err(taken()),
+        let mut named = self.named();
+        self.check_not_giving_way(name)?;
+        match named.entry(key) {
+            Entry::Occupied(_) => return Err(taken(name)),
             Entry::Vacant(vacant) => vacant.insert((Arc::clone(&session), place)),
         };
         Ok(session)
@@ -239,6 +255,7 @@ impl Registry {
         if self.stopping.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorKind::Shutdown, "Server is shutting down"));
         }
+        self.check_not_before(export_name)?;
         let (image, id, must_exist) = match Request::parse(export_name) {
             Request::Fresh(image) => (image, None, false),
             Request::Named(image, id) => (image, Some(id), false),
@@ -264,10 +281,11 @@ impl Registry {
     ) -> Result<(Description, Attachment)> {
         let Wanted { index, source, id, must_exist } = self.look_up(export_name)?;
         // Looked for before any lock: it may have to open a new image.
-        let image = source.current();
+        let image = self.current(source);
         let line = Arc::new(Line::new(Arc::clone(stream)));
         let (session, place) = match &id {
             None => {
+                self.check_not_giving_way(export_name)?;
                 let (session, place) = self.make_session(image, stream)?;
                 session.attached().lines.push(Arc::clone(&line));
                 self.private().insert(session.serial, (index, Arc::clone(&session)));
@@ -303,6 +321,7 @@ impl Registry {
                 Arc::clone(session)
             }
             None => {
+                self.check_not_giving_way(export_name)?;
                 let image = image.ok_or_else(|| no_such_session(export_name))?;
                 let (session, place) = self.make_session(image, stream)?;
                 named.insert(key, (Arc::clone(&session), place));
@@ -329,24 +348,35 @@ impl Registry {
 
     fn make_session(&self, image: Arc<Image>, stream: &Stream) -> Result<(Arc<Session>, Place)> {
         let (budget, place) = self.room(Party::of(stream.peer()), None)?;
-        Ok((
-            Arc::new(Session::new(self.blank(image, budget), Owner::of(stream.peer()), self.limits.caps)),
-            place,
-        ))
+        let device = self.blank(image, budget, false)?;
+        Ok((Arc::new(Session::new(device, Owner::of(stream.peer()), self.limits.caps)), place))
     }
 
     /// A budget and a place for one more session of `party`, which may hold `memory` bytes of data, or the usual ones.
     fn room(&self, party: Party, memory: Option<u64>) -> Result<(Budget, Place)> {
         let place = self.sessions.enter(party).map_err(too_many)?;
-        let budget = Budget::within(&self.total, memory.unwrap_or(self.limits.session_memory))
-            .map_err(|kind| Error::new(kind, "The server's memory is used up"))?;
+        let budget =
+            Budget::within(&self.total, memory.unwrap_or(self.limits.session_memory)).map_err(no_memory)?;
         Ok((budget, place))
     }
 
-    /// A device that is `image` still.
-    pub(super) fn blank(&self, image: Arc<Image>, budget: Budget) -> Device {
+    /// A device that is `image` still. What is written to it is sealed if that is wanted, or done with every session.
+    ///
+    /// # Errors
+    /// `OutOfSpace` when there is no room for its key.
+    pub(super) fn blank(&self, image: Arc<Image>, budget: Budget, sealed: bool) -> Result<Device> {
         let blocks = self.pool.block_size().blocks_for(image.size());
-        Device::new(image, Overlay::new(blocks, Arc::clone(&self.pool), budget))
+        let pool = Arc::clone(&self.pool);
+        let overlay = if sealed || self.limits.seal {
+            let key = self.pool.keys().ok().and_then(Keys::make).ok_or_else(|| {
+                Error::new(ErrorKind::OutOfSpace, "No room for the key of one more sealed session")
+                    .advise("try again when others have ended, or raise ulimit -l before the server starts")
+            })?;
+            Overlay::sealed(blocks, pool, budget, key)
+        } else {
+            Overlay::new(blocks, pool, budget)
+        };
+        Ok(Device::new(image, overlay))
     }
 
     fn leave(&self, session: &Arc<Session>, line: &Arc<Line>, named: bool) {
@@ -400,7 +430,16 @@ pub(super) fn unknown(name: &str) -> Error {
     Error::new(ErrorKind::NotFound, "No such session:").on(name).advise(ASK)
 }
 
+pub(super) fn taken(name: &str) -> Error {
+    Error::new(ErrorKind::InUse, "There is such a session already:").on(name).advise("choose another id")
+}
+
 const ASK: &str = "'memdev ps' lists the sessions";
+
+fn no_memory(kind: ErrorKind) -> Error {
+    Error::new(kind, "Nearly all of the server's memory is used, so there are no new sessions")
+        .advise("try again when others have ended, or have given some back")
+}
 
 fn too_many(full: Full) -> Error {
     let advice = match full {

@@ -27,6 +27,7 @@ fn house(linger: Duration) -> House {
         linger,
         sessions: Most { all: 100, each: None },
         caps: Caps::default(),
+        seal: false,
     };
     let registry = Registry::new(vec![source("root"), source("other")], pool, Budget::total(8 << 20), limits);
     let listener = Listener::bind(&Address::Unix(dir.path().join("socket"))).unwrap();
@@ -95,8 +96,11 @@ fn who_only_looks_at_a_session_that_waits_for_its_client_does_not_make_it_its_ow
     let house = house(Duration::ZERO);
     let (_client, stream) = house.connect();
     let party = crate::net::Party::of(stream.peer());
-    house.registry.create("root@made", party, None).unwrap();
-    assert_eq!(house.registry.create("root@other?", party, None).unwrap_err().kind(), ErrorKind::Invalid);
+    house.registry.create("root@made", party, None, false).unwrap();
+    assert_eq!(
+        house.registry.create("root@other?", party, None, false).unwrap_err().kind(),
+        ErrorKind::Invalid
+    );
     let (_looker, looking) = house.attach("root@made?");
     assert!(looking.session().owner.get().is_none());
     drop(looking);

@@ -27,7 +27,7 @@ use crate::sync::atomic::{Ordering, fence};
 use memmap2::{Advice, MmapOptions, MmapRaw, UncheckedAdvice};
 use rustix::mm::MlockFlags;
 use std::io;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU16};
 
 /// A counted handle on the memory of one slot, which holds it as data. Not released by dropping: hand it to
 /// `Arena::release`.
@@ -115,9 +115,19 @@ pub struct Arena {
     ledger: Ledger,
     slot_size: usize,
     slots: u32,
+    // Numbers behind those of the slots, which have counts and payers and no memory.
+    places: u32,
+    // When a slot was used last, in ticks; nothing where nobody asks.
+    used: Box<[AtomicU16]>,
+    tick: AtomicU16,
     // Written by `lock` alone.
     locked: AtomicBool,
 }
+
+/// In the tick of a slot's use: it is still to come.
+const EXPECTED: u16 = 1 << 15;
+/// Ticks after which whoever was to use a slot is gone.
+const EXPECTED_FOR: u16 = 16;
 
 /// One holder in a slot's count; readers are counted below it.
 const HOLDER: u64 = 1 << 32;
@@ -141,6 +151,15 @@ impl Arena {
     /// # Errors
     /// What `mmap(2)` says when the address space is full or limited.
     pub fn reserve(slots: u32, slot_size: usize) -> io::Result<Self> {
+        Self::reserve_with_places(slots, slot_size, 0)
+    }
+
+    /// The same, and the numbers of `places` more behind the slots, for blocks whose bytes are elsewhere: they are held and paid
+    /// for as slots are, and nobody can look at them here. With any, it is noted which slots were used lately.
+    ///
+    /// # Errors
+    /// As [`Arena::reserve`].
+    pub fn reserve_with_places(slots: u32, slot_size: usize, places: u32) -> io::Result<Self> {
         let too_large = || io::Error::from(io::ErrorKind::OutOfMemory);
         let count = usize::try_from(slots).map_err(|_| too_large())?.max(1);
         let bytes =
@@ -158,9 +177,12 @@ impl Arena {
         Ok(Self {
             memory,
             lead,
-            ledger: Ledger::new(slots)?,
+            ledger: Ledger::new(slots.checked_add(places).ok_or_else(too_large)?)?,
             slot_size,
             slots,
+            places,
+            used: (0..if places > 0 { slots } else { 0 }).map(|_| AtomicU16::new(0)).collect(),
+            tick: AtomicU16::new(0),
             locked: AtomicBool::new(false),
         })
     }
@@ -175,6 +197,50 @@ impl Arena {
     #[must_use]
     pub fn slots(&self) -> u32 {
         self.slots
+    }
+
+    /// Places behind the slots.
+    #[must_use]
+    pub fn places(&self) -> u32 {
+        self.places
+    }
+
+    /// Whether the number is a place's: its bytes are elsewhere.
+    #[must_use]
+    pub fn is_away(&self, number: u32) -> bool {
+        number >= self.slots
+    }
+
+    /// Notes that a slot is used.
+    pub(crate) fn touch(&self, slot: &Slot) {
+        if let Some(used) = self.used.get(slot.0 as usize) {
+            used.store(self.tick.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+
+    /// Notes that somebody waits for what is in a slot, and will use it soon.
+    pub(crate) fn expect_use(&self, slot: &Slot) {
+        if let Some(used) = self.used.get(slot.0 as usize) {
+            used.store(self.tick.load(Ordering::Relaxed) | EXPECTED, Ordering::Relaxed);
+        }
+    }
+
+    /// Says which tick it is. They come round.
+    pub(crate) fn set_tick(&self, tick: u16) {
+        self.tick.store(tick & !EXPECTED, Ordering::Relaxed);
+    }
+
+    /// Ticks since a slot was used; `None` if it is going to be.
+    pub(crate) fn idle_ticks(&self, slot: &Slot) -> Option<u16> {
+        let used = self.used.get(slot.0 as usize)?.load(Ordering::Relaxed);
+        let ago = self.tick.load(Ordering::Relaxed).wrapping_sub(used) & !EXPECTED;
+        (used & EXPECTED == 0 || ago > EXPECTED_FOR).then_some(ago)
+    }
+
+    /// The bytes of a slot that is lent.
+    #[must_use]
+    pub(crate) fn loan_bytes<'a>(&'a self, loan: &'a Loan) -> &'a [u8] {
+        self.borrow(loan.0, 1)
     }
 
     /// Bytes that are reserved.
@@ -293,10 +359,10 @@ impl Arena {
         unsafe { std::slice::from_raw_parts(self.address(first), len) }
     }
 
-    /// The slot's bytes, to write, if no other handle on them exists.
+    /// The slot's bytes, to write, if no other handle on them exists and they are here.
     #[must_use]
     pub(crate) fn bytes_mut<'a>(&'a self, slot: &'a mut Slot) -> Option<&'a mut [u8]> {
-        if !self.is_unique(slot) {
+        if !self.is_unique(slot) || self.is_away(slot.0) {
             return None;
         }
         self.ledger.note_writing(slot.0..slot.0 + 1);

@@ -13,7 +13,9 @@
 #![allow(unsafe_code)]
 
 mod arena;
+pub(crate) mod fanotify;
 pub(crate) mod filter;
+pub(crate) mod freeze;
 pub(crate) mod heap;
 pub(crate) mod inherited;
 mod ledger;
@@ -23,11 +25,15 @@ pub(crate) mod mount;
 pub(crate) mod network;
 pub mod peer;
 pub mod process;
+mod secret;
 mod span;
 pub(crate) mod tcp;
 pub(crate) mod vsock;
+mod wiping;
 
 pub(crate) use arena::Left;
 pub use arena::{Arena, Loan, Slot, SlotRun};
 pub use mapping::Mapping;
+pub use secret::{Hiding, Secret, Vault};
 pub use span::{KernelSpan, KernelSpanMut, MAX_SPANS, receive, send};
+pub use wiping::{Buffer, WipingAllocator};

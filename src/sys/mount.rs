@@ -20,7 +20,7 @@ struct Attributes {
     user_namespace: u64,
 }
 
-/// Sets attributes of the mount `mount`, and, where asked for, of all mounts below it. With `ids` the owners of its files
+/// Sets and clears attributes of the mount `mount`, and, where asked for, of all mounts below it. With `ids` the owners of its files
 /// are shifted by that user namespace: what is id 0 of it on the disk is seen as what id 0 is outside of it.
 ///
 /// # Errors
@@ -29,6 +29,7 @@ pub(crate) fn set_attributes(
     mount: BorrowedFd<'_>,
     recursive: bool,
     set: MountAttrFlags,
+    clear: MountAttrFlags,
     ids: Option<BorrowedFd<'_>>,
 ) -> io::Result<()> {
     let descriptor = match ids {
@@ -37,7 +38,7 @@ pub(crate) fn set_attributes(
     };
     let attributes = Attributes {
         set: u64::from(set.bits()) | if ids.is_some() { IDMAP } else { 0 },
-        clear: 0,
+        clear: u64::from(clear.bits()),
         propagation: 0,
         user_namespace: descriptor,
     };
@@ -66,6 +67,7 @@ mod tests {
     fn what_is_no_mount_is_an_error() {
         assert_eq!(size_of::<Attributes>(), 32);
         let file = std::fs::File::open("/dev/null").unwrap();
-        assert!(set_attributes(file.as_fd(), false, MountAttrFlags::MOUNT_ATTR_NODEV, None).is_err());
+        let (set, clear) = (MountAttrFlags::MOUNT_ATTR_NODEV, MountAttrFlags::empty());
+        assert!(set_attributes(file.as_fd(), false, set, clear, None).is_err());
     }
 }

@@ -48,6 +48,16 @@ fn close_range(first: u32, last: u32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// No program that this process becomes, or starts, gets any descriptor from `first` on, whoever has opened it.
+///
+/// # Errors
+/// What `close_range(2)` says: a kernel before 5.11 does not know the flag.
+pub(crate) fn close_on_exec(first: u32) -> io::Result<()> {
+    // SAFETY: no memory is touched, and no descriptor is closed here.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Gives the calling thread, and the threads that it starts from now on, a mount namespace of its own.
 ///
 /// # Errors
@@ -111,6 +121,19 @@ fn forked(result: libc::c_long) -> io::Result<Option<Pid>> {
         Ok(number) if number > 0 => Ok(Pid::from_raw(number)),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// From now on the calling thread gets no signals but those that cannot be blocked.
+///
+/// # Errors
+/// What `sigprocmask(2)` says.
+pub(crate) fn block_signals() -> io::Result<()> {
+    let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: `all` is a signal set that outlives the call, which fills it.
+    unsafe { libc::sigfillset(all.as_mut_ptr()) };
+    // SAFETY: the set has just been filled; the old one is not asked for.
+    let result = unsafe { libc::sigprocmask(libc::SIG_BLOCK, all.as_ptr(), std::ptr::null_mut()) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Ends this process at once: nothing is dropped, flushed or called that belongs to the process it is a copy of.

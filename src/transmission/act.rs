@@ -5,7 +5,7 @@
 
 use super::reply::Asked;
 use super::validate::Action;
-use super::{Aside, Context, Job, Output, Transmission, status};
+use super::{Aside, Context, Job, Need, Output, Transmission, status};
 use crate::cow::{Device, Piece, Remainder};
 use crate::error::ErrorKind;
 use crate::overlay::{LongRead, Outcome};
@@ -41,7 +41,9 @@ impl Transmission {
         let device = self.attachment.session().device();
         match action {
             Action::Read { range, dont_fragment } => match device.read_needs(&range) {
-                Some(cold) => self.set_aside(cold, Aside::Read { asked, range, dont_fragment }, cx),
+                Some(cold) => {
+                    self.set_aside(Need::Base, cold, Aside::Read { asked, range, dont_fragment }, cx)
+                }
                 None => self.begin_read(asked, range, dont_fragment, base_length, cx),
             },
             // The caller has its payload, and takes it up itself.
@@ -52,7 +54,9 @@ impl Transmission {
             Action::Flush => conclude(asked, Ok(()), cx.output),
             Action::Trim { range } => self.job = Some(Job::Trim { asked, left: range }),
             Action::WriteZeroes { range, allocate } => match device.write_needs(&range) {
-                Some(cold) => self.set_aside(cold, Aside::WriteZeroes { asked, range, allocate }, cx),
+                Some(cold) => {
+                    self.set_aside(Need::Base, cold, Aside::WriteZeroes { asked, range, allocate }, cx)
+                }
                 None => {
                     let (left, returns) = (range.clone(), device.overlay().returns());
                     self.job = Some(Job::WriteZeroes { asked, whole: range, left, allocate, returns });
@@ -78,10 +82,10 @@ impl Transmission {
                 Ok(()) => self.begin_read(asked, range, dont_fragment, base_length, cx),
                 Err(kind) => asked.fail(kind.into(), cx.output),
             },
-            Aside::Write { asked, rest } => {
-                let result = unreadable().and_then(|()| self.write_rest(&rest, cx));
-                conclude(asked, result, cx.output);
-            }
+            Aside::Write { asked, rest } => match unreadable() {
+                Ok(()) => self.try_rest(asked, rest, cx),
+                Err(kind) => conclude(asked, Err(kind), cx.output),
+            },
             Aside::WriteZeroes { asked, range, allocate } => match unreadable() {
                 // One edge may be warm now and the other not.
                 Ok(()) => self.act(asked, Action::WriteZeroes { range, allocate }, base_length, cx),
@@ -102,20 +106,32 @@ impl Transmission {
         });
         if let Some(cold) = cold.reduce(|all, next| all.start.min(next.start)..all.end.max(next.end)) {
             // At most a block at each end of the write: the few granules between them do no harm.
-            self.set_aside(cold, Aside::Write { asked, rest }, cx);
+            self.set_aside(Need::Base, cold, Aside::Write { asked, rest }, cx);
         } else {
-            let result = self.write_rest(&rest, cx);
-            conclude(asked, result, cx.output);
+            self.try_rest(asked, rest, cx);
         }
     }
 
-    fn write_rest(&self, rest: &Remainder, cx: &mut Context<'_>) -> Outcome<()> {
+    /// Ends it, or has what it needs of the session brought in.
+    fn try_rest(&mut self, asked: Asked, rest: Remainder, cx: &mut Context<'_>) {
+        match self.write_rest(&rest, cx) {
+            Err((ErrorKind::Away, part)) => {
+                self.set_aside(Need::Blocks(None), part, Aside::Write { asked, rest }, cx);
+            }
+            result => conclude(asked, result.map_err(|(kind, _)| kind), cx.output),
+        }
+    }
+
+    /// Writes the parts of blocks; if that fails, says which.
+    fn write_rest(&self, rest: &Remainder, cx: &mut Context<'_>) -> Result<(), (ErrorKind, Range<u64>)> {
         let device = self.attachment.session().device();
         for fragment in &rest.fragments {
-            device.write(fragment.offset, &fragment.data, cx.magazine)?;
+            device
+                .write(fragment.offset, &fragment.data, cx.magazine)
+                .map_err(|kind| (kind, fragment.offset..fragment.offset + fragment.data.len() as u64))?;
         }
         // Within a turn: what is found whole here is whole until it is acknowledged.
-        if rest.is_torn(device) { Err(ErrorKind::Io) } else { Ok(()) }
+        if rest.is_torn(device) { Err((ErrorKind::Io, 0..0)) } else { Ok(()) }
     }
 
     fn begin_read(
@@ -127,13 +143,24 @@ impl Transmission {
         cx: &mut Context<'_>,
     ) {
         let next = range.start;
+        if range.end - next <= READ_SLICE {
+            let slice = Slice { whole: &range, now: range.clone(), dont_fragment, view: None };
+            match self.read_slice(asked, slice, base_length, cx) {
+                Ok(()) => {}
+                Err(ErrorKind::Away) => {
+                    self.wait_for(Need::Blocks(None), range.clone(), cx);
+                    self.job = Some(Job::Read { asked, whole: range, next, dont_fragment, view: None });
+                }
+                Err(kind) => asked.fail(kind.into(), cx.output),
+            }
+            return;
+        }
         // A long reply cannot be taken back once it has begun: what all of it needs is looked at before.
-        if range.end - range.start > READ_SLICE && !self.base_reaches(&range, base_length) {
+        if !self.base_reaches(&range, base_length) {
             return asked.fail(ErrorKind::Io.into(), cx.output);
         }
         // It is done in several turns, between which the session may be rolled back.
-        let view = (range.end - range.start > READ_SLICE)
-            .then(|| self.attachment.session().device().overlay().begin_long_read());
+        let view = Some(self.attachment.session().device().overlay().begin_long_read());
         let job = Job::Read { asked, whole: range, next, dont_fragment, view };
         self.job = self.work_on(job, base_length, cx);
     }
@@ -162,6 +189,10 @@ impl Transmission {
                 match self.read_slice(asked, slice, base_length, cx) {
                     Ok(()) if end == whole.end => None,
                     Ok(()) => Some(Job::Read { asked, whole, next: end, dont_fragment, view }),
+                    Err(ErrorKind::Away) if !std::mem::take(&mut self.is_lost) => {
+                        self.wait_for(Need::Blocks(view.clone()), next..end, cx);
+                        Some(Job::Read { asked, whole, next, dont_fragment, view })
+                    }
                     Err(kind) => {
                         if next == whole.start || (asked.in_chunks() && !dont_fragment) {
                             asked.fail(kind.into(), cx.output);
@@ -177,7 +208,7 @@ impl Transmission {
             Job::Cache { asked, left } => {
                 let (now, left) = slice(device, left, CACHE_SLICE);
                 if let Some(cold) = device.read_needs(&now) {
-                    self.set_aside(cold, Aside::Cache { asked, left }, cx);
+                    self.set_aside(Need::Base, cold, Aside::Cache { asked, left }, cx);
                     return None;
                 }
                 if left.is_empty() {
@@ -201,12 +232,23 @@ impl Transmission {
                     self.act(asked, Action::WriteZeroes { range: whole, allocate }, base_length, cx);
                     return self.job.take();
                 }
+                if allocate && self.waits_for_room(cx) {
+                    return Some(Job::WriteZeroes { asked, whole, left, allocate, returns });
+                }
+                let device = self.attachment.session().device();
+                let all = left.clone();
                 let (now, left) = if allocate {
                     slice(device, left, ALLOCATE_SLICE)
                 } else {
                     slice(device, without_holes(device, left), ZERO_SLICE)
                 };
-                let result = device.write_zeroes(now, allocate, cx.magazine);
+                let result = device.write_zeroes(now.clone(), allocate, cx.magazine);
+                if result == Err(ErrorKind::Away) && !std::mem::take(&mut self.is_lost) {
+                    // Only what its edges keep is needed; it may have come by itself.
+                    let edge = device.away_edge(&now).unwrap_or(0..0);
+                    self.wait_for(Need::Blocks(None), edge, cx);
+                    return Some(Job::WriteZeroes { asked, whole, left: all, allocate, returns });
+                }
                 if left.is_empty() || result.is_err() {
                     conclude(asked, result, cx.output);
                     return None;
@@ -230,7 +272,7 @@ impl Transmission {
         let pieces = &mut *cx.pieces;
         let mut base_end = 0;
         let (mut from_base, mut from_overlay, mut from_holes) = (0, 0, 0);
-        device.read_in(view, now.clone(), |piece| {
+        let read = device.read_in(view, now.clone(), |piece| {
             match &piece {
                 Piece::Base { offset, len } => {
                     base_end = base_end.max(offset + *len as u64);
@@ -241,13 +283,15 @@ impl Transmission {
             }
             pieces.push(piece);
         });
-        if base_end > 0 && base_end > *base_length.get_or_insert_with(|| device.image().length_now()) {
+        let is_short =
+            base_end > 0 && base_end > *base_length.get_or_insert_with(|| device.image().length_now());
+        if let Err(kind) = if is_short { Err(ErrorKind::Io) } else { read } {
             for piece in pieces.drain(..) {
                 if let Piece::Blocks { run, .. } = piece {
                     device.release(run, cx.magazine);
                 }
             }
-            return Err(ErrorKind::Io);
+            return Err(kind);
         }
         let traffic = self.attachment.line().traffic();
         for (source, bytes) in [

@@ -24,6 +24,7 @@ pub use output::{Flushed, Output};
 pub use validate::MAX_PAYLOAD;
 
 use crate::cow::{Incoming, Piece, Remainder};
+use crate::error::ErrorKind;
 use crate::handshake::Negotiated;
 use crate::limits::{REQUESTS, TURN_BYTES, TURN_REQUESTS, WAITING_REQUESTS};
 use crate::overlay::{LongRead, Magazine};
@@ -58,10 +59,23 @@ impl Share {
     pub const FAIR: Self = Self { requests: TURN_REQUESTS, bytes: TURN_BYTES, heavy: 1 };
 }
 
-/// Base pages that must be in memory before a request can be done: an order to whoever may wait for a disk.
+/// What must be in memory before a request can be done.
+#[derive(Clone, Debug)]
+pub enum Need {
+    /// Pages of the base.
+    Base,
+    /// Blocks of the session that are in a file, of what a long read sees if there is one.
+    Blocks(Option<Arc<LongRead>>),
+    /// Nothing: there must be room for more.
+    Room,
+}
+
+/// What must be in memory before a request can be done: an order to whoever may wait for a disk.
 #[derive(Debug)]
 pub struct Warm {
-    /// Whose base.
+    /// Of what.
+    pub need: Need,
+    /// Whose.
     pub session: Arc<Session>,
     /// Which bytes of it.
     pub range: Range<u64>,
@@ -159,6 +173,10 @@ pub struct Transmission {
     payload: Option<Payload>,
     job: Option<Job>,
     waiting: Vec<(u64, Aside)>,
+    /// What everything waits for: the request at hand cannot be put aside.
+    awaited: Option<u64>,
+    /// It has come to nothing.
+    is_lost: bool,
     /// Those whose pages have come, and whether they could be read.
     back: VecDeque<(Aside, bool)>,
     next_ticket: u64,
@@ -190,6 +208,8 @@ impl Transmission {
             payload: None,
             job: None,
             waiting: Vec::new(),
+            awaited: None,
+            is_lost: false,
             back: VecDeque::new(),
             next_ticket: 0,
             most: REQUESTS,
@@ -234,9 +254,16 @@ impl Transmission {
             if cx.output.is_full() {
                 break Pause::Output;
             }
+            if self.awaited.is_some() {
+                break Pause::Waiting;
+            }
             if let Some(job) = self.job.take() {
                 heavy += 1;
                 if let Some(rest) = self.work_on(job, &mut base_length, cx) {
+                    if self.awaited.is_some() {
+                        self.job = Some(rest);
+                        break Pause::Waiting;
+                    }
                     let pause = if matches!(rest, Job::Read { .. }) { Pause::Output } else { Pause::Turn };
                     self.job = Some(rest);
                     break pause;
@@ -246,6 +273,9 @@ impl Transmission {
             if let Some((aside, readable)) = self.back.pop_front() {
                 self.take_up(aside, readable, &mut base_length, cx);
                 continue;
+            }
+            if matches!(self.payload, Some(Payload::Wanted { .. })) && self.waits_for_room(cx) {
+                break Pause::Waiting;
             }
             if let Some(payload) = self.payload.take() {
                 used += self.receive(payload, &input[used..], cx);
@@ -352,10 +382,18 @@ impl Transmission {
         let device = self.attachment.session().device();
         let length = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
         match rest.get(..length) {
-            Some(payload) if device.write_needs(&range).is_none() => {
-                let result = device.write(range.start, payload, cx.magazine);
-                conclude(asked, result, cx.output);
-                length
+            Some(payload) if device.write_needs(&range).is_none() && !device.overlay().is_short() => {
+                match device.write(range.start, payload, cx.magazine) {
+                    // As a write whose payload is still to come, whose edges can wait for what they need.
+                    Err(ErrorKind::Away) => {
+                        self.payload = Some(Payload::Wanted { asked, incoming: Incoming::new(range) });
+                        0
+                    }
+                    result => {
+                        conclude(asked, result, cx.output);
+                        length
+                    }
+                }
             }
             _ => {
                 self.payload = Some(Payload::Wanted { asked, incoming: Incoming::new(range) });
@@ -441,24 +479,47 @@ impl Transmission {
 
     /// Takes note that the order `ticket` was carried out, and whether the pages could be read.
     pub fn warmed(&mut self, ticket: u64, readable: bool) {
-        if let Some(at) = self.waiting.iter().position(|(waiting, _)| *waiting == ticket) {
+        if self.awaited == Some(ticket) {
+            self.awaited = None;
+            self.is_lost = !readable;
+        } else if let Some(at) = self.waiting.iter().position(|(waiting, _)| *waiting == ticket) {
             let (_, aside) = self.waiting.swap_remove(at);
             self.back.push_back((aside, readable));
         }
     }
 
-    fn set_aside(&mut self, range: Range<u64>, aside: Aside, cx: &mut Context<'_>) {
+    fn set_aside(&mut self, need: Need, range: Range<u64>, aside: Aside, cx: &mut Context<'_>) {
+        let ticket = self.order(need, range, cx);
+        self.waiting.push((ticket, aside));
+    }
+
+    /// Has the connection wait, where the request at hand cannot be put aside.
+    fn wait_for(&mut self, need: Need, range: Range<u64>, cx: &mut Context<'_>) {
+        self.awaited = Some(self.order(need, range, cx));
+    }
+
+    /// Has it wait for room, if more memory is to be taken and it is short.
+    fn waits_for_room(&mut self, cx: &mut Context<'_>) -> bool {
+        let is_short = self.attachment.session().device().overlay().is_short();
+        if is_short {
+            self.wait_for(Need::Room, 0..0, cx);
+        }
+        is_short
+    }
+
+    fn order(&mut self, need: Need, range: Range<u64>, cx: &mut Context<'_>) -> u64 {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        self.waiting.push((ticket, aside));
         let (session, cancelled) = (Arc::clone(self.attachment.session()), Arc::clone(&self.cancelled));
-        cx.orders.push(Warm { session, range, ticket, cancelled });
+        cx.orders.push(Warm { need, session, range, ticket, cancelled });
+        ticket
     }
 
     fn abandon_waiting(&mut self) {
         self.cancelled.store(true, Ordering::Relaxed);
         self.waiting.clear();
         self.back.clear();
+        self.awaited = None;
     }
 
     /// Takes note that the client sends no more: what it has asked for is still answered, but for a write whose payload

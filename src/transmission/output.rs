@@ -5,7 +5,7 @@
 //!   replies     ^                 ^                 (where each reply to a read begins)
 //! ```
 //!
-//! Nothing is copied but headers. Slots are held until they are sent, so nothing that a client was told can be
+//! Nothing is copied but headers, and the blocks of sealed sessions, which are opened into a buffer as they are sent. Slots are held until they are sent, so nothing that a client was told can be
 //! recycled under it. A base page that cannot be read makes the send fail; the replies that touch it are then turned
 //! into error replies, unless the client has got the beginning of one already: then only hanging up is honest.
 
@@ -15,7 +15,7 @@ use crate::cow::{Device, Piece};
 use crate::error::ErrorKind;
 use crate::limits::REPLY_BYTES;
 use crate::overlay::Magazine;
-use crate::sys::{self, KernelSpan, MAX_SPANS, SlotRun};
+use crate::sys::{self, Buffer, KernelSpan, MAX_SPANS, SlotRun};
 use arrayvec::ArrayVec;
 use std::io;
 use std::ops::Range;
@@ -34,7 +34,7 @@ enum Segment {
     /// A part of the base image.
     Base { offset: u64, len: usize },
     /// A part of some slots.
-    Blocks { run: SlotRun, at: usize, len: usize },
+    Blocks { run: SlotRun, first: u64, at: usize, len: usize },
     /// Zeroes.
     Zero { len: usize },
     /// Already sent.
@@ -153,7 +153,7 @@ impl Output {
     pub(super) fn put_piece(&mut self, piece: Piece) {
         let segment = match piece {
             Piece::Base { offset, len } => Segment::Base { offset, len },
-            Piece::Blocks { run, at, len } => Segment::Blocks { run, at, len },
+            Piece::Blocks { run, first, at, len } => Segment::Blocks { run, first, at, len },
             Piece::Zero { len } => Segment::Zero { len },
         };
         self.queued += segment.len() as u64;
@@ -161,7 +161,7 @@ impl Output {
     }
 
     /// Sends as much as the socket takes. `device` is where the data of the replies lies; before there is one, there
-    /// are only bytes of the server's own.
+    /// are only bytes of the server's own. In `plain` sealed blocks are opened, a bufferful at a time.
     ///
     /// # Errors
     /// When the connection is of no more use: the client is gone, or part of a reply is sent whose rest cannot be
@@ -171,11 +171,16 @@ impl Output {
         socket: BorrowedFd<'_>,
         device: Option<&Device>,
         magazine: &mut Magazine,
+        plain: &mut Buffer,
     ) -> io::Result<Flushed> {
         while !self.is_empty() {
             // Filled where it lies: it has room for 16 KiB, which would be copied for every reply.
             let mut spans = ArrayVec::new();
-            self.put_spans(device, &mut spans);
+            let opened = match device {
+                Some(device) if device.is_sealed() => self.open_blocks(device, plain),
+                _ => 0,
+            };
+            self.put_spans(device, &plain[..opened], &mut spans);
             let sent = sys::send(socket, &spans);
             drop(spans);
             match sent {
@@ -192,14 +197,51 @@ impl Output {
         Ok(Flushed::All)
     }
 
-    /// Puts what is to be sent next into `spans`, as far as there is room.
-    fn put_spans<'a>(&'a self, device: Option<&'a Device>, spans: &mut ArrayVec<KernelSpan<'a>, MAX_SPANS>) {
+    /// Opens the sealed blocks that are to be sent next into the front of `plain`, one behind the other, as far as there is
+    /// room; returns how many bytes. What the socket does not take is opened again when it does.
+    fn open_blocks(&self, device: &Device, plain: &mut Buffer) -> usize {
+        let mut done = 0;
+        let mut skip = self.next_sent;
+        for segment in &self.segments[self.next..] {
+            if let Segment::Blocks { run, first, at, len } = segment {
+                let count = (len - skip).min(plain.len() - done);
+                device.copy(run, *first, at + skip, &mut plain[done..done + count]);
+                done += count;
+                if count < len - skip {
+                    break;
+                }
+            }
+            skip = 0;
+        }
+        plain.note_used(done);
+        done
+    }
+
+    /// Puts what is to be sent next into `spans`, as far as there is room. `opened` are the sealed blocks in it, as far as they
+    /// were opened.
+    fn put_spans<'a>(
+        &'a self,
+        device: Option<&'a Device>,
+        mut opened: &'a [u8],
+        spans: &mut ArrayVec<KernelSpan<'a>, MAX_SPANS>,
+    ) {
         let mut skip = self.next_sent;
         for segment in &self.segments[self.next..] {
             let span = match (segment, device) {
                 (Segment::Inline { start, len }, _) => KernelSpan::new(&self.bytes[*start..*start + *len]),
                 (Segment::Base { offset, len }, Some(device)) => device.image().span(*offset, *len),
-                (Segment::Blocks { run, at, len }, Some(device)) => {
+                (Segment::Blocks { len, .. }, Some(device)) if device.is_sealed() => {
+                    let (now, rest) = opened.split_at(opened.len().min(len - skip));
+                    if !now.is_empty() && !spans.is_full() {
+                        spans.push(KernelSpan::new(now));
+                    }
+                    if now.len() < len - skip || spans.is_full() {
+                        break;
+                    }
+                    (opened, skip) = (rest, 0);
+                    continue;
+                }
+                (Segment::Blocks { run, at, len, .. }, Some(device)) => {
                     KernelSpan::new(&device.overlay().pool().arena().run_bytes(run)[*at..*at + *len])
                 }
                 (Segment::Zero { len }, _) => {
@@ -266,9 +308,8 @@ impl Output {
                 (Segment::Base { offset, .. }, Some(device)) => {
                     device.image().read_at(*offset + skip as u64, out)?;
                 }
-                (Segment::Blocks { run, at, .. }, Some(device)) => {
-                    let bytes = device.overlay().pool().arena().run_bytes(run);
-                    out.copy_from_slice(&bytes[*at + skip..][..len]);
+                (Segment::Blocks { run, first, at, .. }, Some(device)) => {
+                    device.copy(run, *first, *at + skip, out);
                 }
                 (Segment::Zero { .. }, _) => out.fill(0),
                 (Segment::Sent, _) => {}

@@ -68,7 +68,9 @@ impl From<ErrorKind> for Refused {
             ErrorKind::InUse => (Errno::Io, "in use"),
             ErrorKind::OutOfSpace => (Errno::NoSpc, "memory budget is used up"),
             ErrorKind::Unsupported => (Errno::NotSup, "not supported"),
-            ErrorKind::Shutdown => (Errno::Shutdown, "server is shutting down"),
+            // Whoever could have brought it has failed.
+            ErrorKind::Away => (Errno::Io, "memory that is on disk cannot be read"),
+            ErrorKind::Shutdown | ErrorKind::Elsewhere => (Errno::Shutdown, "server is shutting down"),
         };
         Self { errno, message }
     }

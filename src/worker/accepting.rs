@@ -8,8 +8,9 @@ use crate::net::{Full, Listener, Party, Peer};
 use rustix::event::epoll;
 use std::time::{Duration, Instant};
 
-/// Connections that are accepted at a time, before those that are there have a turn.
-const ACCEPTS: usize = 64;
+/// Connections that are accepted at a time, before those that are there have a turn: each takes tens of microseconds, which
+/// whoever streams waits for.
+const ACCEPTS: usize = 8;
 /// How long to leave clients waiting when no connection can be accepted (out of descriptors, usually).
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -30,11 +31,26 @@ impl Worker {
         }
     }
 
-    pub(super) fn accept(&mut self, listener: usize) {
+    /// Another server accepts from now on. Its sockets are the same ones: when all workers have let go of them here, they are
+    /// closed.
+    pub(super) fn give_way(&mut self) {
+        self.stop_listening();
+        // The kernel wakes one who listens, which may have been this one: who came then is taken in here, and handed on when
+        // it has named what it wants. Left in the queue it would wait until somebody else comes.
+        let listeners = self.shared.listeners().len();
+        for listener in 0..listeners {
+            while self.accept(listener) {}
+        }
+        self.accepts_again = None;
+        self.shared.one_gives_way();
+    }
+
+    /// Accepts some; whether there may be more.
+    pub(super) fn accept(&mut self, listener: usize) -> bool {
         for _ in 0..ACCEPTS {
             let accepted = self.shared.listeners().get(listener).map_or(Ok(None), Listener::accept);
             match accepted {
-                Ok(None) => return,
+                Ok(None) => return false,
                 Ok(Some(mut stream)) => {
                     match self.shared.connections.enter(Party::of(stream.peer())) {
                         Ok(place) => stream.keep(place),
@@ -65,10 +81,11 @@ impl Worker {
                         self.stop_listening();
                     }
                     self.accepts_again = Some(Instant::now() + ACCEPT_PAUSE);
-                    return;
+                    return false;
                 }
             }
         }
+        true
     }
 
     fn say_refused(&self, peer: &Peer, full: Full) {

@@ -2,9 +2,11 @@
 
 use super::Shared;
 use super::mailbox::{Mailbox, Message};
+use crate::base::Source;
+use crate::error::ErrorKind;
 use crate::sys;
-use crate::transmission::Warm;
-use crossbeam::channel::Receiver;
+use crate::transmission::{Need, Warm};
+use crossbeam::channel::{Receiver, RecvTimeoutError};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -48,6 +50,73 @@ pub(super) fn warm(orders: &Receiver<Order>, shared: &Shared) {
     }
 }
 
+/// Threads that move blocks to the file of `--overflow` and back, of which there are none without: few, as what they wait for is one disk.
+pub(super) const MOVERS: usize = 4;
+/// Blocks that are brought in before room is made for more.
+const BLOCKS_AT_ONCE: usize = 64;
+/// How long one of them waits for an order before it looks what of the file is not needed any more.
+const TIDY: Duration = Duration::from_secs(1);
+/// How often it is tried in as long a time to find memory for what somebody waits for.
+const PATIENCE: u32 = 20;
+
+/// A mover's life.
+pub(super) fn move_blocks(orders: &Receiver<Order>, shared: &Shared) {
+    let registry = &shared.registry;
+    loop {
+        let (worker, token, warm) = match orders.recv_timeout(TIDY) {
+            Ok(Order::Warm { worker, token, warm }) => (worker, token, warm),
+            Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) => {
+                registry.pool().overflow().into_iter().for_each(|overflow| while overflow.tidy() {});
+                continue;
+            }
+        };
+        if warm.cancelled.load(Ordering::Relaxed) || shared.stopping.load(Ordering::Acquire) {
+            continue;
+        }
+        if let Err(error) = registry.make_room() {
+            let left = registry.total().away();
+            shared.lines.unreadable.say(|omitted| {
+                tracing::warn!(%error, away = left, omitted, "--overflow takes no more");
+            });
+        }
+        let readable = match &warm.need {
+            Need::Room | Need::Base => true,
+            Need::Blocks(view) => {
+                let overlay = warm.session.device().overlay();
+                let size = overlay.block_size();
+                let blocks = size.index_of(warm.range.start)..size.blocks_for(warm.range.end);
+                // Little by little, and what was not used lately goes out for what comes in: also where the file is full.
+                let mut parts = blocks
+                    .clone()
+                    .step_by(BLOCKS_AT_ONCE)
+                    .map(|at| at..blocks.end.min(at + BLOCKS_AT_ONCE as u64));
+                let brought = parts.try_for_each(|part| {
+                    let mut brought = overlay.bring_in(view.as_deref(), part.clone());
+                    // All slots are taken by what others wait for, who are served in a moment.
+                    for _ in 0..PATIENCE {
+                        if brought != Err(ErrorKind::OutOfSpace) {
+                            break;
+                        }
+                        std::thread::sleep(TIDY / PATIENCE);
+                        let _ = registry.make_room();
+                        brought = overlay.bring_in(view.as_deref(), part.clone());
+                    }
+                    let _ = registry.make_room();
+                    brought
+                });
+                if let Err(kind) = brought {
+                    shared.lines.unreadable.say(|omitted| {
+                        tracing::warn!(?kind, omitted, "blocks cannot be brought back from --overflow");
+                    });
+                }
+                brought.is_ok()
+            }
+        };
+        shared.mailboxes[worker].send(Message::Warmed { token, ticket: warm.ticket, readable });
+    }
+}
+
 /// Seconds without anybody coming, leaving or being taken apart, after which the allocator gives back what it held for those
 /// who have left: once soon, and once more for what was freed behind their backs.
 const QUIET: [u32; 2] = [2, 10];
@@ -61,7 +130,8 @@ pub(super) fn watch(shared: &Shared) {
         let connections: usize =
             shared.mailboxes.iter().map(|mailbox| mailbox.load().load(Ordering::Relaxed)).sum();
         if connections > 0 {
-            shared.registry.sources().iter().for_each(|source| source.latest().recheck_residency());
+            let sources = shared.registry.sources().iter();
+            sources.flat_map(Source::all).for_each(|image| image.recheck_residency());
         }
         let left: usize = shared.mailboxes.iter().map(Mailbox::left).sum();
         let now = (connections, left, shared.registry.total().map());

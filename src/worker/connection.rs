@@ -6,25 +6,28 @@
 use super::Shared;
 use super::environment::Exports;
 use super::hold::Verdict;
+use super::payload_memory::Buffers;
 use super::sealed::Scratch;
 use super::wire::{Input, Received, Wire};
 use crate::cow::{Device, Piece};
-use crate::handshake::{Handshake, Progress};
+use crate::handshake::{Agreed, Handshake, Progress, Side};
 use crate::net::Stream;
 use crate::net::tls::Trouble;
 use crate::overlay::Magazine;
 use crate::session::Turn;
+use crate::sys::Buffer;
+use crate::takeover::Outgoing;
 use crate::transmission::{Context, Flushed, Output, Pause, Share, Transmission, Warm};
-use memmap2::MmapMut;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Instant;
+use zeroize::Zeroizing;
 
 /// What a worker lends to the connection that it drives.
 #[derive(Debug)]
 pub(super) struct Tools {
-    pub(super) buffer: MmapMut,
+    pub(super) buffer: Buffer,
     pub(super) magazine: Magazine,
     pub(super) orders: Vec<Warm>,
     pub(super) pieces: Vec<Piece>,
@@ -37,17 +40,24 @@ pub(super) struct Tools {
 }
 
 impl Tools {
-    pub(super) fn new(magazine: Magazine, buffer: MmapMut) -> Self {
+    pub(super) fn new(magazine: Magazine, buffers: Buffers) -> Self {
+        let Buffers { input, records, plain } = buffers;
         Self {
-            buffer,
+            buffer: input,
             magazine,
             orders: Vec::new(),
             pieces: Vec::new(),
             output: Output::default(),
-            scratch: Scratch::default(),
+            scratch: Scratch::new(records, plain),
             now: Instant::now(),
             share: Share::ALL,
         }
+    }
+
+    /// Wipes the buffers: whoever's payload passed through them may be gone.
+    pub(super) fn wipe(&mut self) {
+        self.buffer.wipe();
+        self.scratch.wipe();
     }
 }
 
@@ -78,6 +88,8 @@ enum Stop {
     At(Pause),
     /// What is queued goes out as it is, and then TLS begins.
     Upgrade,
+    /// What is queued goes out as it is, and then the connection goes to another server.
+    Pass,
     /// It may not go on before it is known whether the client is still there.
     Doubtful,
 }
@@ -88,15 +100,25 @@ enum Phase {
     /// The client was told to begin TLS. Once that is sent, the handshake goes on over TLS.
     Upgrade(Box<Handshake>),
     Transmission(Box<Transmission>),
+    /// What is queued is still sent, and then the connection handed over.
+    Passing(Box<Passing>),
     /// What is queued is still sent.
     Closing,
+}
+
+/// A connection that belongs to another server.
+#[derive(Debug)]
+struct Passing {
+    side: Side,
+    agreed: Agreed,
+    option: Vec<u8>,
 }
 
 #[derive(Debug)]
 pub(super) struct Connection {
     wire: Wire,
     phase: Phase,
-    rest: Vec<u8>,
+    rest: Zeroizing<Vec<u8>>,
     output: Output,
     /// What the event loop was last told to wait for.
     pub(super) waits_for: Next,
@@ -134,11 +156,16 @@ impl Connection {
         let handshake = Handshake::new(shared.knobs);
         let mut output = Output::default();
         output.put(&handshake.greeting());
+        Self { output, ..Self::resumed(stream, Box::new(handshake), Vec::new()) }
+    }
+
+    /// One that another server has begun the handshake with, and what it has sent since.
+    pub(super) fn resumed(stream: Stream, handshake: Box<Handshake>, input: Vec<u8>) -> Self {
         Self {
             wire: Wire::new(stream),
-            phase: Phase::Handshake(Box::new(handshake)),
-            rest: Vec::new(),
-            output,
+            phase: Phase::Handshake(handshake),
+            rest: Zeroizing::new(input),
+            output: Output::default(),
             waits_for: Next::Readable,
             paced_until: None,
             timer: None,
@@ -205,7 +232,7 @@ impl Connection {
         if next != Next::Close {
             self.rest.extend_from_slice(lent.input.bytes());
             if self.rest.is_empty() {
-                self.rest = Vec::new();
+                self.rest = Zeroizing::default();
             }
             self.set_in_request(false);
         }
@@ -265,6 +292,10 @@ impl Connection {
                     }
                     may_have_more = true;
                 }
+                Stop::Pass => {
+                    self.pass(lent);
+                    return Next::Close;
+                }
                 Stop::Doubtful => match self.read_on(lent.shared) {
                     Verdict::There => continue,
                     Verdict::Gone => return Next::Close,
@@ -279,12 +310,14 @@ impl Connection {
             }
             let transmission = match &mut self.phase {
                 Phase::Transmission(transmission) => Some(&mut **transmission),
-                Phase::Handshake(_) | Phase::Upgrade(_) | Phase::Closing => None,
+                Phase::Handshake(_) | Phase::Upgrade(_) | Phase::Passing(_) | Phase::Closing => None,
             };
             match self.wire.receive(&mut lent.input, transmission, lent.scratch) {
                 Ok(Received::End) => match &mut self.phase {
                     Phase::Transmission(transmission) => transmission.end_of_input(lent.magazine),
-                    Phase::Handshake(_) | Phase::Upgrade(_) | Phase::Closing => return Next::Close,
+                    Phase::Handshake(_) | Phase::Upgrade(_) | Phase::Passing(_) | Phase::Closing => {
+                        return Next::Close;
+                    }
                 },
                 Ok(Received::Some { filled, bytes }) => {
                     may_have_more = filled;
@@ -316,7 +349,8 @@ impl Connection {
     fn act(&mut self, lent: &mut Lent<'_>) -> Stop {
         let Lent { input, magazine, orders, pieces, shared, now, share, .. } = lent;
         if let Phase::Handshake(handshake) = &mut self.phase {
-            let exports = Exports { shared, stream: self.wire.stream() };
+            let first = handshake.first().map(str::to_owned);
+            let exports = Exports { shared, stream: self.wire.stream(), first: first.as_deref() };
             let mut replies = Vec::new();
             let (used, progress) = handshake.receive(&exports, input.bytes(), &mut replies);
             input.take(used);
@@ -327,6 +361,11 @@ impl Connection {
                     if let Phase::Handshake(handshake) = std::mem::replace(&mut self.phase, Phase::Closing) {
                         self.phase = Phase::Upgrade(handshake);
                     }
+                }
+                Progress::Elsewhere { side, mut agreed, option } => {
+                    agreed.first.get_or_insert_with(|| shared.registry.first().to_owned());
+                    tracing::debug!(peer = %self.wire.stream().peer(), ?side, "it is another server's");
+                    self.phase = Phase::Passing(Box::new(Passing { side, agreed, option }));
                 }
                 Progress::Closed => {
                     self.tell_of_handshake(shared);
@@ -343,6 +382,7 @@ impl Connection {
         let transmission = match &mut self.phase {
             Phase::Transmission(transmission) => transmission,
             Phase::Upgrade(_) => return Stop::Upgrade,
+            Phase::Passing(_) => return Stop::Pass,
             Phase::Handshake(_) | Phase::Closing => return Stop::At(Pause::Over),
         };
         let line = Arc::clone(transmission.attachment().line());
@@ -384,6 +424,19 @@ impl Connection {
             self.phase = Phase::Handshake(handshake);
         }
         Ok(())
+    }
+
+    /// Hands the connection over, now that everything before it is sent.
+    fn pass(&mut self, lent: &mut Lent<'_>) {
+        let Phase::Passing(passing) = std::mem::replace(&mut self.phase, Phase::Closing) else { return };
+        let Passing { side, agreed, option: mut input } = *passing;
+        input.extend_from_slice(lent.input.bytes());
+        match rustix::io::fcntl_dupfd_cloexec(self.wire.stream(), 0) {
+            Ok(socket) => lent.shared.outbox.put(Outgoing { side, agreed, input, socket }),
+            Err(error) => {
+                tracing::warn!(%error, "cannot hand over a connection; raise ulimit -n if this goes on")
+            }
+        }
     }
 
     /// Says what became of a handshake that came to nothing.
@@ -438,6 +491,6 @@ impl Connection {
 fn device(phase: &Phase) -> Option<&Device> {
     match phase {
         Phase::Transmission(transmission) => Some(transmission.attachment().session().device()),
-        Phase::Handshake(_) | Phase::Upgrade(_) | Phase::Closing => None,
+        Phase::Handshake(_) | Phase::Upgrade(_) | Phase::Passing(_) | Phase::Closing => None,
     }
 }

@@ -6,6 +6,9 @@ use super::event_loop::Worker;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+/// Clients that are hung up on at a time because their handshake took too long, before others have a turn.
+const HANG_UPS: usize = 8;
+
 impl Worker {
     /// Asks again for connections that wait because of their sessions' caps: those whose time has come, or all.
     pub(super) fn go_on_with_paced(&mut self, until: Option<Instant>) {
@@ -49,13 +52,15 @@ impl Worker {
                 self.drive(token);
             }
         }
+        let mut hung_up = 0;
         while let Some(&(deadline, token)) = self.handshakes.front() {
             let in_handshake = self.connections.get(&token).is_some_and(Connection::is_before_transmission);
-            if in_handshake && deadline > now {
+            if in_handshake && (deadline > now || hung_up == HANG_UPS) {
                 break;
             }
             self.handshakes.pop_front();
             if in_handshake {
+                hung_up += 1;
                 tracing::debug!("handshake took too long");
                 self.close(token);
             }

@@ -1,7 +1,7 @@
 //! What the handshake of one connection gets to know: the registry, seen from that client.
 
 use super::Shared;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Result};
 use crate::handshake::{BlockSizes, Environment, ExportInfo, Refusal};
 use crate::net::Stream;
 use crate::proto::TransmissionFlags;
@@ -13,9 +13,26 @@ use std::sync::Arc;
 pub(super) struct Exports<'a> {
     pub(super) shared: &'a Shared,
     pub(super) stream: &'a Arc<Stream>,
+    /// The first image, if it came in at another server: see [`Registry::resolve`](crate::session::Registry::resolve).
+    pub(super) first: Option<&'a str>,
 }
 
 impl Exports<'_> {
+    /// Asks, and once more where what is another server's has just ceased to be.
+    fn asked<T>(&self, name: &str, ask: impl Fn() -> Result<T>) -> Result<T, Refusal> {
+        loop {
+            match ask() {
+                Ok(answer) => return Ok(answer),
+                Err(error) if error.kind() == ErrorKind::Elsewhere => {
+                    if let Some(side) = self.shared.registry.whose(name) {
+                        return Err(Refusal::Elsewhere(side));
+                    }
+                }
+                Err(error) => return Err(refusal(&error)),
+            }
+        }
+    }
+
     fn info(&self, description: Description) -> ExportInfo {
         use TransmissionFlags as Flags;
         let mut flags = [
@@ -52,14 +69,16 @@ impl Environment for Exports<'_> {
     }
 
     fn describe(&self, name: &str) -> Result<ExportInfo, Refusal> {
-        let description =
-            self.shared.registry.describe(name, self.stream).map_err(|error| refusal(&error))?;
+        let registry = &self.shared.registry;
+        let name = &*registry.resolve(name, self.first);
+        let description = self.asked(name, || registry.describe(name, self.stream))?;
         Ok(self.info(description))
     }
 
     fn open(&self, name: &str) -> Result<(ExportInfo, Attachment), Refusal> {
-        let (description, attachment) =
-            self.shared.registry.attach(name, self.stream).map_err(|error| refusal(&error))?;
+        let registry = &self.shared.registry;
+        let name = &*registry.resolve(name, self.first);
+        let (description, attachment) = self.asked(name, || registry.attach(name, self.stream))?;
         Ok((self.info(description), attachment))
     }
 }
@@ -69,7 +88,6 @@ fn refusal(error: &Error) -> Refusal {
         ErrorKind::NotFound => Refusal::Unknown,
         ErrorKind::Shutdown => Refusal::Shutdown,
         ErrorKind::Invalid => Refusal::Invalid(error.to_string()),
-        ErrorKind::OutOfSpace => Refusal::TooBig(error.to_string()),
         _ => Refusal::Policy(error.to_string()),
     }
 }

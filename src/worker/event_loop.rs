@@ -5,12 +5,12 @@ use super::cold::Order;
 use super::connection::{Connection, Next, Tools};
 use super::hold::GRACE;
 use super::mailbox::{Inbox, Message};
+use super::payload_memory::Buffers;
 use super::polling::Polling;
 use super::rounds::Rounds;
 use crate::error::{Error, Result};
 use crate::overlay::Magazine;
-use crate::transmission::Share;
-use memmap2::MmapMut;
+use crate::transmission::{Need, Share};
 use rustix::event::{Timespec, epoll};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::os::fd::OwnedFd;
@@ -18,8 +18,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// Events that are taken at a time.
-const EVENTS: usize = 256;
+/// Events that are taken at a time. Among many, whoever streams has one turn for each so many of others'.
+const EVENTS: usize = 64;
 /// After so long without anything to do, block memory that is kept ready is given back.
 const IDLE: Duration = Duration::from_millis(200);
 
@@ -57,8 +57,8 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// `buffer` is what it receives into.
-    pub(super) fn new(index: usize, inbox: Inbox, buffer: MmapMut, shared: Arc<Shared>) -> Result<Self> {
+    /// `buffers` are what it lends to its connections.
+    pub(super) fn new(index: usize, inbox: Inbox, buffers: Buffers, shared: Arc<Shared>) -> Result<Self> {
         let failed = |error: rustix::io::Errno| Error::io("Cannot set up an event loop", error);
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(failed)?;
         epoll::add(&epoll, inbox.bell(), epoll::EventData::new_u64(BELL), epoll::EventFlags::IN)
@@ -82,7 +82,7 @@ impl Worker {
             rounds,
             accepts_again: None,
             polling: Polling::default(),
-            tools: Tools::new(magazine, buffer),
+            tools: Tools::new(magazine, buffers),
         };
         worker.listen().map_err(failed)?;
         Ok(worker)
@@ -115,6 +115,7 @@ impl Worker {
                 } else {
                     idle = true;
                     self.tools.magazine.flush();
+                    self.tools.wipe();
                 }
             } else {
                 idle = false;
@@ -166,6 +167,10 @@ impl Worker {
         while let Some(message) = self.inbox.next() {
             match message {
                 Message::Connection(stream) => self.add(Connection::new(stream, &self.shared)),
+                Message::Resumed(stream, handshake, input) => {
+                    self.add(Connection::resumed(stream, handshake, input));
+                }
+                Message::StopListening => self.give_way(),
                 Message::CapsChanged => self.go_on_with_paced(None),
                 Message::Warmed { token, ticket, readable } => {
                     if let Some(connection) = self.connections.get_mut(&token) {
@@ -229,8 +234,9 @@ impl Worker {
         let Some(connection) = self.connections.get_mut(&token) else { return };
         let next = connection.drive(&mut self.tools, &self.shared);
         for warm in self.tools.orders.drain(..) {
-            // The warmers live as long as the workers do.
-            let _ = self.shared.cold.send(Order::Warm { worker: self.index, token, warm });
+            // They live as long as the workers do.
+            let to = if matches!(warm.need, Need::Base) { &self.shared.cold } else { &self.shared.away };
+            let _ = to.send(Order::Warm { worker: self.index, token, warm });
         }
         match next {
             Next::Close => return self.close(token),
@@ -277,6 +283,7 @@ impl Worker {
             let _ = epoll::delete(&self.epoll, connection.socket());
             connection.close(&mut self.tools.magazine, &self.shared);
             self.tools.magazine.wipe();
+            self.tools.wipe();
             self.count_one_less();
         }
     }

@@ -11,6 +11,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use zeroize::Zeroizing;
 
 /// How long to wait for the end to come behind the last byte: far longer than a local network takes to deliver it.
 pub(super) const GRACE: Duration = Duration::from_millis(20);
@@ -18,7 +19,7 @@ pub(super) const GRACE: Duration = Duration::from_millis(20);
 /// What was read and not acted on.
 #[derive(Debug)]
 pub(super) struct Hold {
-    bytes: Vec<u8>,
+    bytes: Zeroizing<Vec<u8>>,
     used: usize,
     until: Instant,
     /// What all connections keep.
@@ -35,7 +36,7 @@ pub(super) enum Verdict {
 
 impl Hold {
     pub(super) fn new(of_all: Arc<AtomicUsize>) -> Self {
-        Self { bytes: Vec::new(), used: 0, until: Instant::now() + GRACE, of_all }
+        Self { bytes: Zeroizing::default(), used: 0, until: Instant::now() + GRACE, of_all }
     }
 
     /// A doubt begins: the wait for the end does, too.
@@ -45,9 +46,9 @@ impl Hold {
 
     /// Reads what is there.
     pub(super) fn read_on(&mut self, socket: BorrowedFd<'_>) -> Verdict {
-        let mut buffer = [0; 16 << 10];
+        let mut buffer = Zeroizing::new([0; 16 << 10]);
         loop {
-            match sys::receive(socket, &mut [KernelSpanMut::new(&mut buffer)]) {
+            match sys::receive(socket, &mut [KernelSpanMut::new(&mut buffer[..])]) {
                 Ok(0) => return Verdict::Gone,
                 Ok(count) => {
                     self.bytes.extend_from_slice(&buffer[..count]);

@@ -1,6 +1,7 @@
 //! What other threads tell a worker, and how they wake it.
 
 use crate::error::{Error, Result};
+use crate::handshake::Handshake;
 use crate::net::Stream;
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use crossbeam::utils::CachePadded;
@@ -14,6 +15,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 pub(super) enum Message {
     /// A connection to look after.
     Connection(Stream),
+    /// A connection that another server has begun its handshake with, and what it has sent since.
+    Resumed(Stream, Box<Handshake>, Vec<u8>),
+    /// Another server accepts from now on.
+    StopListening,
     /// The base pages that connection `token` had ordered under `ticket` are here, or cannot be read.
     Warmed { token: u64, ticket: u64, readable: bool },
     /// A session's caps were changed.

@@ -25,6 +25,7 @@ mod polling;
 mod rounds;
 mod sealed;
 mod seldom;
+mod succession;
 mod wire;
 
 pub use limits::Limits;
@@ -40,10 +41,11 @@ use crate::net::{Listener, Party, Stream, Tally};
 use crate::overlay::{BlockSize, Budget};
 use crate::session::{self, Caps, Registry};
 use crate::sys;
-use crossbeam::channel::{Receiver, Sender, bounded, never, unbounded};
+use crate::takeover::{self, Bridge, Collected, Outbox};
+use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use event_loop::Worker;
 use mailbox::{Inbox, Mailbox, Message};
-use memmap2::MmapMut;
+use payload_memory::Buffers;
 use seldom::Lines;
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -51,6 +53,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use succession::Doors;
 
 /// Threads that may wait for a disk: as many reads as a disk does well at a time.
 const WARMERS: usize = 16;
@@ -70,6 +73,10 @@ pub struct ServerConfig {
     pub memory: Option<u64>,
     /// Whether what sessions write is kept out of swap.
     pub lock_memory: LockMemory,
+    /// Whether the blocks of every session are ciphertext in memory; else those of sessions that were asked to be.
+    pub seal: bool,
+    /// Where blocks go that memory is short for: a directory, and the bytes that may lie there. Of sealed sessions only.
+    pub overflow: Option<(PathBuf, u64)>,
     /// Bytes of data for one session's overlay; without it as much as for all.
     pub session_memory: Option<u64>,
     /// How much one session may be asked to do in a second.
@@ -92,10 +99,14 @@ pub struct ServerConfig {
 #[derive(Debug)]
 struct Shared {
     registry: Arc<Registry>,
-    /// Empty once the server stops.
+    /// Empty once the server stops, or has given way to another.
     listeners: RwLock<Vec<Listener>>,
+    /// Workers that have not let go of the listeners yet, when the server gives way.
+    listening: AtomicUsize,
+    outbox: Outbox,
     mailboxes: Vec<Mailbox>,
     cold: Sender<cold::Order>,
+    away: Sender<cold::Order>,
     block_size: BlockSize,
     knobs: Knobs,
     limits: Limits,
@@ -129,6 +140,11 @@ pub struct Server {
     tender: Option<JoinHandle<()>>,
     control: Option<(JoinHandle<()>, control::Stopper)>,
     over: Receiver<()>,
+    /// Kept, so that `over` has two ends.
+    done: Sender<()>,
+    /// The server whose place this one takes, and the memory that this one may use when that has ended; until the control
+    /// thread has it.
+    before: Arc<Mutex<Option<(Bridge, u64)>>>,
 }
 
 impl Server {
@@ -138,7 +154,7 @@ impl Server {
     /// When an image cannot be served, or the system has no more threads, descriptors or address space.
     pub fn start(config: ServerConfig) -> Result<Self> {
         let memory = Memory::reserve(&config)?;
-        Self::start_when(config, memory, || Ok(()))
+        Self::start_when(config, memory, |_| Ok(()))
     }
 
     /// Opens the images, starts all threads that the server will ever have, and serves no client before `ready` has
@@ -146,11 +162,11 @@ impl Server {
     /// `config`.
     ///
     /// # Errors
-    /// As [`Server::start`], and what `ready` returns.
+    /// As [`Server::start`], and what `ready` returns, which gets the server.
     pub fn start_when(
         config: ServerConfig,
         memory: Memory,
-        ready: impl FnOnce() -> Result<()>,
+        ready: impl FnOnce(&Self) -> Result<()>,
     ) -> Result<Self> {
         sys::heap::keep_little();
         let Memory { limit, pool, buffers } = memory;
@@ -158,7 +174,8 @@ impl Server {
             config.images.iter().map(|(name, path)| Source::open(name, path)).collect::<Result<Vec<_>>>()?;
         let count = buffers.len();
         // A worker has its epoll and its bell. An image may be replaced, and then is open twice for a while.
-        let controls = config.control.as_ref().map_or(0, |_| 2 + control::MOST_CLIENTS);
+        // The control thread has its socket, two bells and two bridges.
+        let controls = config.control.as_ref().map_or(0, |_| 5 + control::MOST_CLIENTS);
         let others = 2 * count + config.listeners.len() + 2 * config.images.len() + controls;
         let connections = config.limits.most_connections(others)?;
         let limits = session::Limits {
@@ -166,17 +183,22 @@ impl Server {
             linger: config.linger,
             sessions: config.limits.most_sessions(connections),
             caps: config.session_caps,
+            seal: config.seal,
         };
         let registry = Registry::new(sources, Arc::clone(&pool), Budget::total(limit), limits);
 
         let (mailboxes, inboxes): (Vec<_>, Vec<_>) =
             (0..count).map(|_| mailbox::open()).collect::<Result<Vec<_>>>()?.into_iter().unzip();
-        let (cold, orders) = unbounded();
+        let ((cold, orders), (away, moves)) = (unbounded(), unbounded());
+        let (outbox, collected) = takeover::outbox()?;
         let shared = Arc::new(Shared {
             registry: Arc::clone(&registry),
             listeners: RwLock::new(config.listeners),
+            listening: AtomicUsize::new(0),
+            outbox,
             mailboxes,
             cold,
+            away,
             block_size: config.block_size,
             knobs: config.knobs,
             limits: config.limits,
@@ -196,16 +218,28 @@ impl Server {
                 .flat_map(|shared| &shared.mailboxes)
                 .for_each(|mailbox| mailbox.send(Message::CapsChanged));
         });
-        let over = if shared.listeners().is_empty() { shared.connections.empty().clone() } else { never() };
-        let mut server =
-            Self { shared, workers: Vec::new(), helpers: Vec::new(), tender: None, control: None, over };
+        let (done, given_way) = bounded(1);
+        let over = if shared.listeners().is_empty() { shared.connections.empty().clone() } else { given_way };
+        let mut server = Self {
+            shared,
+            workers: Vec::new(),
+            helpers: Vec::new(),
+            tender: None,
+            control: None,
+            over,
+            done,
+            before: Arc::default(),
+        };
         // Nothing is ever sent: the workers wait until this end of it is gone.
         let (gate, opened) = bounded(0);
         let started = server
             .begin(config.connections)
-            .and_then(|()| server.start_threads(inboxes.into_iter().zip(buffers), &orders, &opened))
-            .and_then(|()| config.control.map_or(Ok(()), |listener| server.start_control(listener, &opened)))
-            .and_then(|()| ready());
+            .and_then(|()| server.start_threads(inboxes.into_iter().zip(buffers), (&orders, &moves), &opened))
+            .and_then(|()| match config.control {
+                Some(listener) => server.start_control(listener, collected, &opened),
+                None => Ok(()),
+            })
+            .and_then(|()| ready(&server));
         if started.is_err() {
             server.shared.stopping.store(true, Ordering::Release);
         }
@@ -244,8 +278,8 @@ impl Server {
         &self.shared.registry
     }
 
-    /// Gets a message when there is nothing to do any more: when the server listens nowhere, and the last of the clients
-    /// that it was started with has left.
+    /// Gets a message when there is nothing to do any more: when the server listens nowhere, or has given way to another one,
+    /// and the last of its clients has left.
     #[must_use]
     pub fn over(&self) -> &Receiver<()> {
         &self.over
@@ -253,8 +287,8 @@ impl Server {
 
     fn start_threads(
         &mut self,
-        loops: impl Iterator<Item = (Inbox, MmapMut)>,
-        orders: &Receiver<cold::Order>,
+        loops: impl Iterator<Item = (Inbox, Buffers)>,
+        (orders, moves): (&Receiver<cold::Order>, &Receiver<cold::Order>),
         opened: &Receiver<Infallible>,
     ) -> Result<()> {
         let shared = &self.shared;
@@ -262,14 +296,20 @@ impl Server {
             let (orders, shared) = (orders.clone(), Arc::clone(shared));
             self.helpers.push(spawn("warmer", move || cold::warm(&orders, &shared))?);
         }
+        if shared.registry.pool().overflow().is_some() {
+            for _ in 0..cold::MOVERS {
+                let (moves, shared) = (moves.clone(), Arc::clone(shared));
+                self.helpers.push(spawn("mover", move || cold::move_blocks(&moves, &shared))?);
+            }
+        }
         let registry = Arc::clone(&shared.registry);
         self.helpers.push(spawn("housekeeper", move || registry.keep_house())?);
         let pool = Arc::clone(shared.registry.pool());
         self.tender = Some(spawn("tender", move || pool.tend())?);
         let watched = Arc::clone(shared);
         self.helpers.push(spawn("watcher", move || cold::watch(&watched))?);
-        for (index, (inbox, buffer)) in loops.enumerate() {
-            let worker = Worker::new(index, inbox, buffer, Arc::clone(shared))?;
+        for (index, (inbox, buffers)) in loops.enumerate() {
+            let worker = Worker::new(index, inbox, buffers, Arc::clone(shared))?;
             let opened = opened.clone();
             let body = move || {
                 // It fails when the gate is opened, which is what it waits for.
@@ -281,7 +321,12 @@ impl Server {
         Ok(())
     }
 
-    fn start_control(&mut self, listener: Listener, opened: &Receiver<Infallible>) -> Result<()> {
+    fn start_control(
+        &mut self,
+        listener: Listener,
+        collected: Collected,
+        opened: &Receiver<Infallible>,
+    ) -> Result<()> {
         let shared = &self.shared;
         let stopper = control::stopper()?;
         let subject = control::Subject {
@@ -292,11 +337,18 @@ impl Server {
             workers: shared.mailboxes.len(),
             started: Instant::now(),
             told: Mutex::default(),
+            house: Box::new(Doors { shared: Arc::downgrade(shared), over: self.done.clone() }),
         };
-        let (opened, stop) = (opened.clone(), stopper.clone());
+        let (opened, stop, before) = (opened.clone(), stopper.clone(), Arc::clone(&self.before));
+        let mut listener = listener;
         let body = move || {
             let _ = opened.recv();
-            control::serve(listener, &subject, &stop);
+            let before = before.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if before.is_some() {
+                listener.own();
+            }
+            let succession = control::Succession::new(&subject, collected, before);
+            control::serve(listener, &subject, succession, &stop);
         };
         self.control = Some((spawn("control", body)?, stopper));
         Ok(())
@@ -308,7 +360,7 @@ impl Server {
     /// # Errors
     /// When a thread had panicked.
     pub fn stop(self) -> Result<()> {
-        let Self { shared, workers, helpers, tender, control, over: _ } = self;
+        let Self { shared, workers, helpers, tender, control, over: _, done: _, before: _ } = self;
         let mut fine = true;
         if let Some((control, stopper)) = control {
             stopper.stop();
@@ -325,6 +377,7 @@ impl Server {
         for _ in 0..WARMERS {
             // The receivers live as long as the warmers do.
             let _ = shared.cold.send(cold::Order::Stop);
+            let _ = shared.away.send(cold::Order::Stop);
         }
         for helper in helpers {
             helper.thread().unpark();

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 /// Between rounds, at most.
 const PACE: Duration = Duration::from_secs(10);
 /// Connections that are looked at, before all others have a turn.
-const BATCH: usize = 256;
+const BATCH: usize = 64;
 
 #[derive(Debug)]
 pub(super) struct Rounds {

@@ -17,7 +17,7 @@ use crate::limits::{INPUT_BYTES as BUFFER, SEALED_BYTES};
 use crate::net::Stream;
 use crate::net::tls::{Channel, ServerTls, Trouble};
 use crate::overlay::Magazine;
-use crate::sys::{self, KernelSpan};
+use crate::sys::{self, Buffer, KernelSpan};
 use crate::transmission::{Flushed, Output};
 use std::io;
 use std::os::fd::AsFd;
@@ -25,22 +25,38 @@ use std::sync::Arc;
 
 /// Bytes of records that are looked at together: beside a worker's whole buffer, the longest message of a handshake, which
 /// must be kept until it is whole.
-const RECORDS: usize = BUFFER + (128 << 10);
+pub(super) const RECORDS: usize = BUFFER + (128 << 10);
 
 /// Steps of handshakes that are taken before others have a turn: each may cost as much as hundreds of requests.
 const HANDSHAKES_A_TURN: u32 = 4;
 
 /// What a worker lends for TLS; takes no memory before it is used.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Scratch {
-    records: Vec<u8>,
-    plain: Vec<u8>,
+    records: Buffer,
+    plain: Buffer,
+    /// Only what is sealed is ever in it.
     sealed: Vec<u8>,
     /// Steps of handshakes that were taken in this turn.
     handshakes: u32,
 }
 
 impl Scratch {
+    pub(super) fn new(records: Buffer, plain: Buffer) -> Self {
+        Self { records, plain, sealed: Vec::new(), handshakes: 0 }
+    }
+
+    /// For what is to be sent in plain, and is not where it can be sent from.
+    pub(super) fn plain(&mut self) -> &mut Buffer {
+        &mut self.plain
+    }
+
+    /// Wipes what was in plain.
+    pub(super) fn wipe(&mut self) {
+        self.records.wipe();
+        self.plain.wipe();
+    }
+
     /// All connections have had their turn.
     pub(super) fn begin_turn(&mut self) {
         self.handshakes = 0;
@@ -98,7 +114,6 @@ impl Sealed {
             // To be tried again.
             return Err(io::ErrorKind::Interrupted.into());
         }
-        scratch.records.resize(RECORDS, 0);
         let held = self.partial.len();
         // A record is longer than what it holds, so that what is in this room can always be opened.
         let room = input.room(most).len().saturating_sub(held).min(RECORDS - held);
@@ -116,6 +131,7 @@ impl Sealed {
                 }
             }
         }
+        scratch.records.note_used(end);
         let records = &mut scratch.records[..end];
         records[..held].copy_from_slice(&self.partial);
         let was_handshaking = self.is_handshaking();
@@ -171,7 +187,7 @@ impl Sealed {
             return Ok(Flushed::All);
         }
         let Scratch { plain, sealed, .. } = scratch;
-        plain.resize(SEALED_BYTES, 0);
+        plain.note_used(SEALED_BYTES);
         while !output.is_empty() {
             let count = output.gather(device, plain, magazine)?;
             let length = self.channel.seal(&mut self.partial, &plain[..count], sealed)?;

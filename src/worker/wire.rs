@@ -18,7 +18,7 @@ use crate::limits::{INPUT_AHEAD_BYTES as AHEAD, INPUT_BYTES as BUFFER};
 use crate::net::Stream;
 use crate::net::tls::{ServerTls, Trouble};
 use crate::overlay::Magazine;
-use crate::sys::{self, KernelSpanMut, MAX_SPANS};
+use crate::sys::{self, Buffer, KernelSpanMut, MAX_SPANS};
 use crate::transmission::{Flushed, Output, Transmission};
 use arrayvec::ArrayVec;
 use std::io;
@@ -35,15 +35,16 @@ const SEALED_ROUNDS: usize = 2;
 
 /// The part of a worker's buffer that holds input of the connection at hand.
 pub(super) struct Input<'a> {
-    buffer: &'a mut [u8],
+    buffer: &'a mut Buffer,
     start: usize,
     end: usize,
 }
 
 impl<'a> Input<'a> {
     /// Input in `buffer`, of [`BUFFER`] bytes, that begins with what was left over before.
-    pub(super) fn new(buffer: &'a mut [u8], rest: &[u8]) -> Self {
+    pub(super) fn new(buffer: &'a mut Buffer, rest: &[u8]) -> Self {
         buffer[..rest.len()].copy_from_slice(rest);
+        buffer.note_used(rest.len());
         Self { buffer, start: 0, end: rest.len() }
     }
 
@@ -65,12 +66,15 @@ impl<'a> Input<'a> {
 
     /// The room up to `most` bytes of input in all.
     pub(super) fn room(&mut self, most: usize) -> &mut [u8] {
+        // How much of it will be written to is not known in every case.
+        self.buffer.note_used(most);
         &mut self.buffer[self.end..most.max(self.end)]
     }
 
     /// Notes that the first `count` bytes of the room were filled.
     pub(super) fn fill(&mut self, count: usize) {
         self.end += count;
+        self.buffer.note_used(self.end);
     }
 }
 
@@ -187,7 +191,7 @@ impl Wire {
         match &mut self.sealed {
             Some(sealed) => sealed.flush(&self.intake.stream, output, device, magazine, scratch),
             None if output.is_empty() => Ok(Flushed::All),
-            None => output.flush(self.intake.stream.as_fd(), device, magazine),
+            None => output.flush(self.intake.stream.as_fd(), device, magazine, scratch.plain()),
         }
     }
 
@@ -205,7 +209,7 @@ impl Wire {
         let end = input.end;
         let count = self.intake.take_held(&mut input.buffer[end..]);
         if count > 0 {
-            input.end += count;
+            input.fill(count);
             return Ok(Received::Some { filled: true, bytes: count as u64 });
         }
         if self.intake.ended {
@@ -226,7 +230,7 @@ impl Wire {
         if let Some(transmission) = transmission {
             transmission.payload_received(count.min(payload) as u64);
         }
-        input.end += count.saturating_sub(payload);
+        input.fill(count.saturating_sub(payload));
         let filled = count == payload + room - end;
         Ok(if count == 0 { Received::End } else { Received::Some { filled, bytes: count as u64 } })
     }

@@ -43,6 +43,10 @@ fn the_daemon_is_on_its_own_and_nothing_of_it_is_to_be_seen() {
     let locked = read("status").lines().find_map(|line| line.strip_prefix("VmLck:").map(str::to_owned));
     let locked: u64 = locked.and_then(|kib| kib.trim().strip_suffix(" kB")?.parse().ok()).expect("a number");
     assert!(locked > 1024, "{locked} KiB are locked");
+    // No core file, and nothing in one that is made all the same.
+    let limit = read("limits").lines().find(|line| line.starts_with("Max core file size")).map(str::to_owned);
+    let limit: Vec<_> = limit.iter().flat_map(|line| line.split_whitespace()).skip(4).take(2).collect();
+    assert_eq!((limit, read("coredump_filter").trim()), (vec!["0", "0"], "00000000"));
     // Nobody's files but its own; the log is standard error.
     assert_eq!((link("fd/0"), link("fd/1")), ("/dev/null".into(), "/dev/null".into()));
     assert_eq!(link("fd/2"), log);
@@ -117,13 +121,13 @@ fn a_device_that_is_kept_while_it_is_used_goes_with_its_last_user() {
     crate::interop_support::run("mkfs.ext4", ["-q", "-F", image.path.to_str().expect("text")]);
     let attached = attach::attach(&options(&state, &image)).expect("attaching");
     let path = attached.device().path();
-    let (open, mut daemon) = attached.keep_while_used().expect("keeping");
+    let (open, keeper) = attached.keep_while_used().expect("keeping");
     let mount = Mount::new(&path, "ext4");
     drop(open);
     fs::write(mount.path("file"), "here").expect("writing a file");
     assert_eq!(state.list().len(), 1);
     mount.unmount();
-    assert!(daemon.wait().expect("the daemon's status").success());
+    assert!(keeper.wait().expect("the daemon's status"), "it has ended in order");
     state.assert_empty();
 }
 

@@ -8,7 +8,7 @@ use std::process::Command;
 use rustix::fs::{FallocateFlags, fallocate};
 
 use super::machine::{Mount, State};
-use crate::interop_support::{run, succeed, uri};
+use crate::interop_support::{run, run_btrfs, succeed, uri};
 use crate::support::{Image, MIB, Random, Server, size};
 
 /// Where each of the file systems is checked.
@@ -17,7 +17,10 @@ fn check(kind: &str, device: &Path) {
     match kind {
         "ext4" => run("e2fsck", ["-fn".as_ref(), device]),
         "xfs" => run("xfs_repair", ["-n".as_ref(), device]),
-        _ => run("btrfs", ["check".as_ref(), "--readonly".as_ref(), "--check-data-csum".as_ref(), device]),
+        _ => run_btrfs(
+            "btrfs",
+            ["check".as_ref(), "--readonly".as_ref(), "--check-data-csum".as_ref(), device],
+        ),
     };
 }
 
@@ -28,7 +31,7 @@ fn work_on(kind: &str, image_size: u64) {
     match kind {
         "ext4" => run("mkfs.ext4", ["-q", "-F", path]),
         "xfs" => run("mkfs.xfs", ["-q", path]),
-        _ => run("mkfs.btrfs", ["-q", path]),
+        _ => run_btrfs("mkfs.btrfs", ["-q", path]),
     };
     let before = image.fingerprint();
     let server = Server::of(&image);

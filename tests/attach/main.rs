@@ -16,5 +16,6 @@ mod crashes;
 mod daemon;
 mod devices;
 mod file_systems;
+mod frozen;
 mod leaks;
 mod machine;

@@ -24,6 +24,8 @@ fn config(dir: &Path) -> ServerConfig {
         workers: 2,
         memory: Some(64 * MIB),
         lock_memory: LockMemory::default(),
+        seal: false,
+        overflow: None,
         session_memory: None,
         session_caps: Caps::default(),
         block_size: BlockSize::DEFAULT,
@@ -41,7 +43,7 @@ fn nobody_is_greeted_before_the_server_is_ready() {
     let mut early = None;
     let config = config(dir.path());
     let memory = Memory::reserve(&config).unwrap();
-    let server = Server::start_when(config, memory, || {
+    let server = Server::start_when(config, memory, |_| {
         let mut client = UnixStream::connect(dir.path().join("socket")).unwrap();
         client.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
         let error = client.read(&mut [0; 8]).expect_err("no greeting");
@@ -61,7 +63,7 @@ fn nobody_is_greeted_before_the_server_is_ready() {
 #[test]
 fn a_server_that_does_not_get_ready_is_gone() {
     let dir = scratch();
-    let refused = || Err(memdev::Error::new(memdev::ErrorKind::Unsupported, "Not today"));
+    let refused = |_: &Server| Err(memdev::Error::new(memdev::ErrorKind::Unsupported, "Not today"));
     let config = config(dir.path());
     let memory = Memory::reserve(&config).unwrap();
     let error = Server::start_when(config, memory, refused).unwrap_err();

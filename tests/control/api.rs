@@ -20,7 +20,7 @@ fn curl_sees_the_server() {
 #[test]
 fn every_session_is_listed_with_what_it_is() {
     let house = House::new();
-    assert_eq!(house.get("/v1/sessions"), json!({ "sessions": [], "next": null }));
+    assert_eq!(house.get("/v1/sessions"), json!({ "sessions": [], "next": null, "before": [] }));
     let mut named = house.server.client("base@one");
     named.write(0, &[7; 8192]);
     let _other = house.server.client("base@one");

@@ -49,9 +49,11 @@ fn a_thousand_looks_at_busy_sessions() {
         stop.store(true, Ordering::Relaxed);
     });
     wait_until("all have left", || house.names().is_empty());
+    // Their blocks are taken apart beside the workers.
+    wait_until("their memory is back", || number(&house.get("/v1/server")["memory"]["data"]) == 0);
     // Each turn of the three is a write and a read; others have read, too.
     let server = house.get("/v1/server");
     assert_eq!(number(&server["requests"]["writes"]) * 2, done.load(Ordering::Relaxed));
     assert!(number(&server["requests"]["reads"]) >= number(&server["requests"]["writes"]));
-    assert_eq!((number(&server["requests"]["errors"]), number(&server["memory"]["data"])), (0, 0));
+    assert_eq!(number(&server["requests"]["errors"]), 0);
 }

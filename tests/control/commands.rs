@@ -76,13 +76,15 @@ fn ps_lists_what_is_there() {
     assert_eq!(listed, house_list(&house, &listed));
 }
 
-/// The sessions as the API has them, with the times and rates of `listed`, which go on.
+/// The sessions as the API has them, with the times and rates of `listed`, which go on. What private roots of this machine carry is
+/// the command's to add: nothing here.
 fn house_list(house: &House, listed: &Value) -> Value {
     let mut all = house.get("/v1/sessions")["sessions"].take();
     for (now, then) in all.as_array_mut().unwrap().iter_mut().zip(listed.as_array().unwrap()) {
         for field in ["age_seconds", "rates"] {
             now[field] = then[field].clone();
         }
+        now["carry"] = Value::Array(Vec::new());
     }
     all
 }

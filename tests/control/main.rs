@@ -5,6 +5,8 @@ mod bad_input;
 mod busy;
 mod caps;
 mod commands;
+mod images;
+mod load;
 mod openapi;
 mod owner;
 mod points;
@@ -13,12 +15,15 @@ mod save;
 mod support;
 mod traffic;
 
-use std::io::{Read, Write};
+use std::io::{IoSlice, Read, Write};
+use std::mem::MaybeUninit;
 use std::net::Shutdown;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::Value;
 use support::server::{Serve, scratch};
 pub(crate) use support::{Client, Stream};
@@ -156,6 +161,23 @@ pub(crate) fn ask_on(stream: &mut UnixStream, method: &str, path: &str, body: &s
         format!("{method} {path} HTTP/1.1\r\nHost: memdev\r\nContent-Length: {length}\r\n\r\n{body}");
     stream.write_all(request.as_bytes()).expect("sending a request");
     read_answer(stream, method == "HEAD").expect("an answer")
+}
+
+/// The same with descriptors that come along.
+pub(crate) fn ask_with(
+    stream: &mut UnixStream,
+    (method, path): (&str, &str),
+    body: &str,
+    files: &[BorrowedFd<'_>],
+) -> Answer {
+    let length = body.len();
+    let request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}");
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    assert!(ancillary.push(SendAncillaryMessage::ScmRights(files)));
+    sendmsg(&*stream, &[IoSlice::new(request.as_bytes())], &mut ancillary, SendFlags::empty())
+        .expect("it is sent");
+    read_answer(stream, false).expect("an answer")
 }
 
 /// Sends bytes as they are, and no more; the answers that come until the server hangs up.

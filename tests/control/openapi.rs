@@ -1,9 +1,12 @@
 //! `docs/openapi.json` and the server tell the same: every path and method in it is called, every answer has the fields
 //! that it says and no others, and nothing is offered that is not in it.
 
-use super::House;
+use super::support::wait_until;
+use super::{House, ask_on, ask_with};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use serde_json::Value;
 use std::collections::BTreeSet;
+use std::os::fd::AsFd;
 
 fn document() -> Value {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/openapi.json");
@@ -25,6 +28,16 @@ fn operations(document: &Value) -> Vec<(String, String)> {
 /// What is asked, and the status that it is answered with. The session `base@there` is there, `base@used` is in use.
 const CALLS: &[(&str, &str, &str, &str, u16)] = &[
     ("/v1/server", "GET", "/v1/server", "", 200),
+    ("/v1/takeover", "POST", "/v1/takeover", "", 200),
+    ("/v1/takeover", "POST", "/v1/takeover", r#"{"now":true}"#, 400),
+    (COMMIT, "POST", COMMIT, "", 400),
+    ("/v1/images", "GET", "/v1/images", "", 200),
+    (IMAGE, "GET", "/v1/images/base", "", 200),
+    (IMAGE, "GET", "/v1/images/none", "", 404),
+    (IMAGE, "PUT", "/v1/images/base", r#"{"path":"base.img"}"#, 400),
+    // A server that is confined cannot open it, though root could.
+    (IMAGE, "PUT", "/v1/images/base", r#"{"path":"/etc/passwd"}"#, 403),
+    (IMAGE, "PUT", "/v1/images/base", r#"{"path":"/no/such"}"#, 404),
     ("/v1/sessions", "GET", "/v1/sessions?after=0&limit=1", "", 200),
     ("/v1/sessions", "GET", "/v1/sessions?after=-1", "", 400),
     ("/v1/sessions", "POST", "/v1/sessions", r#"{"image":"base","id":"a","memory":4096}"#, 201),
@@ -43,6 +56,7 @@ const CALLS: &[(&str, &str, &str, &str, u16)] = &[
     ),
     ("/v1/sessions/{name}", "PATCH", "/v1/sessions/base@there", r#"{"size":1}"#, 400),
     ("/v1/sessions/{name}", "PATCH", "/v1/sessions/base@none", "{}", 404),
+    ("/v1/sessions/{name}", "PATCH", "/v1/sessions/base@there", r#"{"id":"used"}"#, 409),
     ("/v1/sessions/{name}", "DELETE", "/v1/sessions/base", "", 400),
     ("/v1/sessions/{name}", "DELETE", "/v1/sessions/base@none", "", 404),
     ("/v1/sessions/{name}", "DELETE", "/v1/sessions/base@there", "", 204),
@@ -87,6 +101,8 @@ const CALLS: &[(&str, &str, &str, &str, u16)] = &[
     (FORK, "POST", "/v1/sessions/base@:1/fork", "", 501),
 ];
 
+const COMMIT: &str = "/v1/takeover/commit";
+const IMAGE: &str = "/v1/images/{name}";
 const POINTS: &str = "/v1/sessions/{name}/checkpoints";
 const POINT: &str = "/v1/sessions/{name}/checkpoints/{checkpoint}";
 const FORK: &str = "/v1/sessions/{name}/fork";
@@ -122,6 +138,8 @@ fn every_call_of_the_document_is_answered_as_it_says() {
     for (template, method, path, body, status) in CALLS {
         call(template, method, path, body, *status);
     }
+    let again = serde_json::json!({ "path": house.image.path }).to_string();
+    call(IMAGE, "PUT", "/v1/images/base", &again, 200);
     call("/v1/sessions", "POST", "/v1/sessions", "", 201);
     call("/v1/sessions", "POST", "/v1/sessions", "", 403);
     call(FORK, "POST", "/v1/sessions/base@used/fork", "", 403);
@@ -144,6 +162,29 @@ fn every_call_of_the_document_is_answered_as_it_says() {
         called.insert((template.to_owned(), "POST".to_owned(), "507".to_owned()));
     }
 
+    // Another server takes its place, and dies.
+    let pair = |kind| socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).expect("a pair");
+    let (mut kept, stream) = (house.connect(), pair(SocketType::STREAM));
+    let unfit = ask_with(&mut kept, ("POST", COMMIT), "{}", &[stream.0.as_fd()]);
+    assert_eq!((unfit.status, unfit.kind().as_str()), (400, "invalid"), "{}", unfit.text);
+    let bridge = pair(SocketType::SEQPACKET);
+    let mut commit = |body: &str| ask_with(&mut kept, ("POST", COMMIT), body, &[bridge.0.as_fd()]);
+    let taken = commit("{}");
+    assert_eq!(taken.status, 200, "{}", taken.text);
+    check(&document, &document["components"]["schemas"]["Taken"], &taken.json(), COMMIT);
+    let mut sessions: Vec<String> = serde_json::from_value(taken.json()["sessions"].clone()).expect("names");
+    sessions.sort_unstable();
+    assert!(sessions.contains(&"base@used".to_owned()), "{sessions:?}");
+    drop(bridge.1);
+    wait_until("it has noticed", || house.server.log().iter().any(|line| line.contains("has ended")));
+    let again = commit("{}");
+    let offer = ask_on(&mut kept, "POST", "/v1/takeover", "");
+    for (path, status, answer) in [(COMMIT, "409", &again), ("/v1/takeover", "409", &offer)] {
+        assert_eq!((answer.status, answer.kind().as_str()), (409, "in-use"), "{}", answer.text);
+        called.insert((path.to_owned(), "POST".to_owned(), status.to_owned()));
+    }
+    called.insert((COMMIT.to_owned(), "POST".to_owned(), "200".to_owned()));
+
     for (path, method) in operations(&document) {
         let responses = &document["paths"][&path][method.to_lowercase()]["responses"];
         for status in responses.as_object().expect("responses").keys() {
@@ -161,7 +202,8 @@ fn no_method_is_offered_that_is_not_in_the_document() {
     let operations = operations(&document);
     let paths: BTreeSet<&String> = operations.iter().map(|(path, _)| path).collect();
     for path in paths {
-        let concrete = path.replace("{name}", "base@there").replace("{checkpoint}", "one");
+        let name = if path == IMAGE { "base" } else { "base@there" };
+        let concrete = path.replace("{name}", name).replace("{checkpoint}", "one");
         let answer = house.ask("BREW", &concrete, "");
         assert_eq!(answer.status, 405, "{path}: {}", answer.text);
         let allowed: BTreeSet<&str> =
@@ -198,6 +240,7 @@ fn check(document: &Value, schema: &Value, value: &Value, place: &str) {
         "string" => value.is_string(),
         "integer" => value.is_u64() || value.is_i64(),
         "number" => value.is_number(),
+        "boolean" => value.is_boolean(),
         "null" => value.is_null(),
         other => panic!("{place}: what is {other}?"),
     };

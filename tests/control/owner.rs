@@ -1,7 +1,7 @@
 //! Who may use the control socket, and what is left of it.
 
 use super::support::server::{Serve, scratch};
-use super::support::{Image, MIB, as_user};
+use super::support::{Image, MIB, as_user, wait_until};
 use super::{House, read_answer};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -69,11 +69,15 @@ fn a_server_that_became_another_user_listens_to_that_one_and_to_root() {
 #[test]
 fn its_thread_is_confined_as_the_others() {
     let house = House::new();
-    let tasks = fs::read_dir(format!("/proc/{}/task", house.server.pid())).unwrap();
-    let status: Vec<String> = tasks
-        .map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap())
-        .filter(|status| status.starts_with("Name:\tcontrol\n"))
-        .collect();
+    let control = || {
+        let tasks = fs::read_dir(format!("/proc/{}/task", house.server.pid())).unwrap();
+        // One that ends meanwhile is none.
+        let status = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("status")).ok());
+        status.filter(|status| status.starts_with("Name:\tcontrol\n")).collect::<Vec<_>>()
+    };
+    // It gives itself its name.
+    wait_until("it is there", || !control().is_empty());
+    let status = control();
     let [status] = &status[..] else { panic!("one such thread: {status:?}") };
     assert!(status.contains("\nSeccomp:\t2\n") && status.contains("\nNoNewPrivs:\t1\n"), "{status}");
 }

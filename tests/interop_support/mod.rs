@@ -7,6 +7,7 @@
 
 pub mod door;
 pub mod mounted;
+pub mod terminal;
 pub mod vm;
 
 use std::ffi::OsStr;
@@ -61,6 +62,22 @@ where
     S: AsRef<OsStr>,
 {
     succeed(program, command(program, args))
+}
+
+/// Runs one of btrfs's programs, which has to succeed. They ask of every loop device that is mounted whether its file is the
+/// one they were given, and fail when some file cannot be asked: as that of a device whose server another test has just
+/// killed. So this one sees no mounts.
+#[track_caller]
+pub fn run_btrfs<I, S>(program: &str, args: I) -> String
+where
+    I: IntoIterator<Item = S>,
+    S: AsRef<OsStr>,
+{
+    let unseen = r#"mount --bind /dev/null "/proc/$$/mounts" && exec "$0" "$@""#;
+    let mut command =
+        command("unshare", ["--mount", "--propagation", "private", "sh", "-c", unseen, program]);
+    command.args(args);
+    succeed(program, command)
 }
 
 /// Runs a prepared command that has to succeed; returns its standard output.

@@ -81,7 +81,14 @@ impl Mounted {
     /// Mounts the file system, read-write.
     #[track_caller]
     pub fn mount(&mut self) {
-        run("mount", ["-t".as_ref(), "ext4".as_ref(), self.device().as_ref(), self.root().as_os_str()]);
+        self.mount_as("ext4", "rw");
+    }
+
+    /// Mounts a file system of this kind, with these options.
+    #[track_caller]
+    pub fn mount_as(&mut self, kind: &str, options: &str) {
+        let root = self.root();
+        run("mount", ["-t", kind, "-o", options, self.device(), root.to_str().expect("a plain path")]);
         self.mounted = true;
     }
 

@@ -14,7 +14,7 @@ fn there_is_what_a_system_needs_and_nothing_of_the_host() {
     assert_eq!(text.split_whitespace().collect::<Vec<_>>().join(" "), expected);
     assert_eq!(place.sh(&[], "ls -A /dev/pts"), "ptmx\n");
     let script = "awk '{print $2, $3}' /proc/mounts | grep -v '^/dev/[a-z]* devtmpfs'";
-    let expected = "/ ext4\n/proc proc\n/sys sysfs\n/dev tmpfs\n/dev/pts devpts\n/dev/shm tmpfs\n/run tmpfs\n/tmp tmpfs\n";
+    let expected = "/ ext4\n/proc proc\n/sys sysfs\n/dev tmpfs\n/dev/shm tmpfs\n/run tmpfs\n/tmp tmpfs\n/dev/pts devpts\n";
     assert_eq!(place.sh(&[], script), expected);
     let text = place.sh(&[], "cat /proc/1/comm; echo /proc/[0-9]*; touch /sys/x 2>&1; :");
     assert!(text.starts_with("memdev-init\n/proc/1 /proc/"), "{text}");

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
@@ -16,12 +17,69 @@ use crate::support::wait_until;
 /// Where one test's sessions are written down. When it is dropped, all of them must have gone.
 pub struct Place {
     dir: TempDir,
+    ordinary: bool,
 }
+
+/// The ordinary user that tests are, in a mount namespace of their own: there it has a name, a FUSE device that is open to it
+/// and, if so, subordinate ids; and it can get at memdev and the image, wherever these are.
+pub const USER: u32 = 4711;
+
+/// The first of its subordinate ids.
+pub const FIRST_SUBORDINATE: u32 = 0x6ff0_0000;
+
+const AS_USER: &str = r#"
+d=$1 memdev=$2; shift 2
+put() { mount --bind "$d/$1" "$2"; }
+put passwd /etc/passwd; put fuse /dev/fuse; put subids /etc/subuid; put subids /etc/subgid
+mount --bind "$memdev" "$d/memdev"; mount --bind "$MEMDEV_ROOT_IMAGE" "$d/image"
+exec setpriv --reuid 4711 --regid 4711 --clear-groups --inh-caps=-all env XDG_RUNTIME_DIR="$d" "$d/memdev" "$@"
+"#;
 
 impl Place {
     pub fn new() -> Self {
         assert!(Path::new("/dev/fuse").exists(), "this test needs /dev/fuse (modprobe fuse)");
-        Self { dir: scratch() }
+        Self { dir: scratch(), ordinary: false }
+    }
+
+    /// One of an ordinary user's.
+    pub fn of_user(has_subordinate_ids: bool) -> Self {
+        for program in ["fuse2fs", "newuidmap", "setpriv"] {
+            let found =
+                ["/usr/bin", "/bin", "/usr/sbin"].iter().any(|dir| Path::new(dir).join(program).exists());
+            assert!(found, "this test needs {program}: run tools/setup");
+        }
+        let mut place = Self::new();
+        place.ordinary = true;
+        let write = |name: &str, text: &str| fs::write(place.path(name), text).unwrap();
+        let passwd = fs::read_to_string("/etc/passwd").unwrap();
+        write("passwd", &format!("{passwd}tester:x:{USER}:{USER}::/nonexistent:/bin/sh\n"));
+        let ids = format!("tester:{FIRST_SUBORDINATE}:65536\n");
+        write("subids", if has_subordinate_ids { &ids } else { "" });
+        write("memdev", "");
+        write("image", "");
+        let fuse = place.path("fuse");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &fuse,
+            rustix::fs::FileType::CharacterDevice,
+            rustix::fs::Mode::empty(),
+            rustix::fs::makedev(10, 229),
+        )
+        .expect("making a device node");
+        fs::set_permissions(&fuse, fs::Permissions::from_mode(0o666)).unwrap();
+        fs::set_permissions(place.path(""), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir(place.state()).unwrap();
+        chown(place.state(), Some(USER), Some(USER)).unwrap();
+        for file in ["/etc/subuid", "/etc/subgid"] {
+            // Something to mount on.
+            fs::OpenOptions::new().create(true).append(true).open(file).unwrap();
+        }
+        place
+    }
+
+    /// Where the image is for those who run here.
+    pub fn image(&self) -> PathBuf {
+        if self.ordinary { self.path("image") } else { image() }
     }
 
     /// A path in a directory of this test's.
@@ -35,7 +93,13 @@ impl Place {
 
     /// `memdev SUBCOMMAND --state ... OPTIONS`.
     pub fn memdev(&self, subcommand: &str, options: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_memdev"));
+        let memdev = env!("CARGO_BIN_EXE_memdev");
+        let mut command = Command::new(if self.ordinary { "unshare" } else { memdev });
+        if self.ordinary {
+            // Each becomes the next, so that the process is memdev's in the end.
+            command.args(["--mount", "--propagation", "private", "sh", "-euc", AS_USER, "sh"]);
+            command.arg(self.path("")).arg(memdev);
+        }
         command.arg(subcommand).arg("--state").arg(self.state()).args(options);
         command.env_remove("MEMDEV_LOG").stdin(Stdio::null());
         command
@@ -45,7 +109,7 @@ impl Place {
     pub fn run(&self, options: &[&str], command: &[&str]) -> Command {
         let mut run = self.memdev("run", options);
         // Where the kernel has an nbd driver, that would be chosen; it is tested in a virtual machine.
-        run.args(["--backend", "fuse"]).arg(image());
+        run.args(["--backend", "fuse"]).arg(self.image());
         if !command.is_empty() {
             run.arg("--").args(command);
         }
@@ -73,7 +137,21 @@ impl Place {
     #[track_caller]
     pub fn start(&self, options: &[&str], script: &str) -> Running<'_> {
         let script = format!("echo ready; {script}");
-        let mut command = self.run(options, &["sh", "-c", &script]);
+        self.begin(self.run(options, &["sh", "-c", &script]))
+    }
+
+    /// The same in a fork of `session`.
+    #[track_caller]
+    pub fn start_fork(&self, session: &str, options: &[&str], script: &str) -> Running<'_> {
+        let script = format!("echo ready; {script}");
+        let mut command = self.memdev("fork", options);
+        command.args([session, "--", "sh", "-c", &script]);
+        self.begin(command)
+    }
+
+    /// Starts a command that has a shell say `ready` once.
+    #[track_caller]
+    pub fn begin(&self, mut command: Command) -> Running<'_> {
         let mut child = command.stdout(Stdio::piped()).spawn().expect("memdev can be run");
         let mut output = BufReader::new(child.stdout.take().expect("a pipe"));
         let mut line = String::new();
@@ -89,6 +167,18 @@ impl Place {
         texts.filter_map(|text| serde_json::from_slice(&text).ok()).collect()
     }
 
+    /// Which processes there are of this place's user: its directory is in their environment.
+    pub fn of_this_user(&self) -> Vec<String> {
+        let own = format!("XDG_RUNTIME_DIR={}", self.path("").display());
+        let processes = fs::read_dir("/proc").expect("reading /proc").flatten();
+        let names = processes.filter_map(|entry| {
+            let environment = fs::read(entry.path().join("environ")).ok()?;
+            let is_own = environment.split(|&byte| byte == 0).any(|variable| variable == own.as_bytes());
+            is_own.then(|| fs::read_to_string(entry.path().join("comm")).unwrap_or_default())
+        });
+        names.collect()
+    }
+
     /// Panics if there is anything left of sessions.
     #[track_caller]
     pub fn assert_empty(&self) {
@@ -96,6 +186,14 @@ impl Place {
             let left = self.written(kind);
             assert!(left.is_empty(), "{kind}: {left:?}");
         }
+    }
+}
+
+impl Drop for Place {
+    /// What a launcher that was killed has left of its control groups is found by what it has written down, which goes with
+    /// this directory.
+    fn drop(&mut self) {
+        let _ = self.memdev("enter", &["--list"]).output();
     }
 }
 
@@ -125,8 +223,12 @@ impl Running<'_> {
     #[track_caller]
     pub fn attachment(&self) -> Value {
         let all = self.place.written("attach");
-        assert_eq!(all.len(), 1, "{all:?}");
-        all[0].clone()
+        if let [one] = &all[..] {
+            return one.clone();
+        }
+        let session = self.session();
+        let path = self.place.state().join("attach").join(session["attachment"].as_str().expect("text"));
+        serde_json::from_slice(&fs::read(path).expect("it is written down")).expect("JSON")
     }
 
     pub fn launcher(&self) -> Value {
@@ -155,8 +257,33 @@ impl Running<'_> {
     pub fn processes(&self) -> Vec<Value> {
         let init = self.session()["init"].clone();
         let mut all = vec![self.launcher(), self.attachment()["pid"].clone(), init.clone()];
+        all.extend(self.children());
         all.extend(namespace(&init));
         all
+    }
+
+    /// Those of them that are its alone: not the daemon, which may serve forks as well.
+    #[track_caller]
+    pub fn own_processes(&self) -> Vec<Value> {
+        let daemon = self.attachment()["pid"].clone();
+        self.processes().into_iter().filter(|pid| *pid != daemon).collect()
+    }
+
+    /// The launcher's children: process 1 and the servers of the disk.
+    #[track_caller]
+    pub fn children(&self) -> Vec<Value> {
+        let launcher = self.child.id();
+        let text = fs::read_to_string(format!("/proc/{launcher}/task/{launcher}/children")).expect("it runs");
+        text.split_whitespace().map(|pid| pid.parse::<u32>().expect("a number").into()).collect()
+    }
+
+    /// The launcher's child of this name.
+    #[track_caller]
+    pub fn child(&self, name: &str) -> Value {
+        let is_it = |pid: &Value| {
+            fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim_end() == name)
+        };
+        self.children().into_iter().find(is_it).expect("it runs")
     }
 
     /// Its device: where the kernel says what the file behind it is, and what it says. The name of that file has 128 random
@@ -170,6 +297,14 @@ impl Running<'_> {
         let file = fs::read_to_string(&says).expect("the loop device has a file");
         assert!(file.contains("memdev:"), "{file}");
         Device { says, file }
+    }
+
+    /// Waits until these have gone.
+    #[track_caller]
+    pub fn assert_ended(self, processes: &[Value]) {
+        for pid in processes {
+            wait_until("the process has ended", || has_ended(pid));
+        }
     }
 
     /// Waits until these, and the device, have gone.

@@ -1,64 +1,10 @@
 //! A private root on a terminal.
 
-use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
-use std::process::{Child, Command};
-
 use rustix::process::Signal;
-use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
-use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
+use rustix::termios::{LocalModes, tcgetattr};
 
 use super::machine::{Place, kill};
-
-/// A terminal, with somebody at it who reads everything.
-struct Terminal {
-    master: File,
-    slave: OwnedFd,
-    seen: String,
-}
-
-impl Terminal {
-    fn new() -> Self {
-        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
-        grantpt(&master).unwrap();
-        unlockpt(&master).unwrap();
-        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-        let slave = ioctl_tiocgptpeer(&master, flags).unwrap();
-        let terminal = Self { master: master.into(), slave, seen: String::new() };
-        terminal.resize(30, 100);
-        terminal
-    }
-
-    fn resize(&self, rows: u16, columns: u16) {
-        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-        tcsetwinsize(&self.master, size).unwrap();
-    }
-
-    fn start(&self, mut command: Command) -> Child {
-        let slave = || self.slave.try_clone().unwrap();
-        command.stdin(slave()).stdout(slave()).stderr(slave()).env("TERM", "dumb").spawn().unwrap()
-    }
-
-    fn write(&mut self, text: &str) {
-        self.master.write_all(text.as_bytes()).unwrap();
-    }
-
-    /// Reads until `text` is seen; what came before it is forgotten.
-    #[track_caller]
-    fn expect(&mut self, text: &str) {
-        loop {
-            if let Some(at) = self.seen.find(text) {
-                self.seen.drain(..at + text.len());
-                return;
-            }
-            let mut bytes = [0; 4096];
-            let got = self.master.read(&mut bytes).unwrap();
-            assert!(got > 0, "{text:?} does not come after {:?}", self.seen);
-            self.seen.push_str(&String::from_utf8_lossy(&bytes[..got]));
-        }
-    }
-}
+use crate::interop_support::terminal::Terminal;
 
 #[test]
 fn a_shell_has_a_terminal_of_its_own() {

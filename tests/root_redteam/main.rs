@@ -15,6 +15,7 @@ mod support;
 
 mod devices;
 mod from_outside;
+mod groups;
 mod kernel;
 mod machine;
 mod mknod;

@@ -46,6 +46,12 @@ impl Image {
         image
     }
 
+    /// An image that is there, whose content is not known here.
+    pub fn at(path: impl AsRef<Path>) -> Self {
+        let size = fs::metadata(&path).expect("the image is there").len();
+        Self { path: path.as_ref().to_owned(), size, seed: 0, data: Vec::new() }
+    }
+
     /// An image without any data.
     pub fn empty(path: impl AsRef<Path>, size: u64) -> Self {
         Self::sparse(path, size, &[], 0)

@@ -67,3 +67,25 @@ refused() {
         fail "this was not refused: $*"
     fi
 }
+
+# leave_initramfs FILE...: starts the job again, with these files, in a file system that can be pivoted away from, which an
+# initramfs cannot; then goes on.
+leave_initramfs() {
+    if [ -z "$MOVED" ]; then
+        mkdir /new
+        mount -t tmpfs none /new || fail "tmpfs"
+        for file; do mv "$file" /new; done
+        for entry in /*; do
+            case $entry in /new | /proc | /sys | /dev) ;; *) cp -a "$entry" /new ;; esac
+        done
+        # New ones: those of before are whoever's who started this job.
+        mkdir /new/proc /new/sys /new/dev
+        for system in proc:proc sysfs:sys devtmpfs:dev; do
+            mount -t "${system%:*}" none "/new/${system#*:}" || fail "mount $system"
+        done
+        cd /new || fail "cd"
+        mount --move . / || fail "moving the root"
+        MOVED=1 exec chroot . /bin/sh "/${0##*/}"
+    fi
+    cd / || fail "cd"
+}

@@ -6,24 +6,7 @@
 # shellcheck source=lib.sh
 . /lib.sh
 
-# An initramfs cannot be pivoted away from: so everything moves into a file system that can.
-if [ -z "$MOVED" ]; then
-    mkdir /new
-    mount -t tmpfs none /new || fail "tmpfs"
-    for entry in /*; do
-        case $entry in /new | /proc | /sys | /dev | /disk.img) ;; *) cp -a "$entry" /new ;; esac
-    done
-    mv /disk.img /new
-    # New ones: those of before are whoever's who started this job.
-    mkdir /new/proc /new/sys /new/dev
-    for system in proc:proc sysfs:sys devtmpfs:dev; do
-        mount -t "${system%:*}" none "/new/${system#*:}" || fail "mount $system"
-    done
-    cd /new || fail "cd"
-    mount --move . / || fail "moving the root"
-    MOVED=1 exec chroot . /bin/sh "/${0##*/}"
-fi
-cd / || fail "cd"
+leave_initramfs /disk.img
 
 daemons() { grep -lx memdev-attach /proc/[0-9]*/comm 2>/dev/null; }
 connected() { ls -d /sys/block/nbd*/pid /sys/block/loop*/loop 2>/dev/null; }

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 
 use memdev::handshake::{ExportInfo, Handshake, Knobs, Negotiated, Progress};
 use memdev::session::Attachment;
-use memdev::sys::{KernelSpanMut, MAX_SPANS, receive};
+use memdev::sys::{Buffer, KernelSpanMut, MAX_SPANS, receive};
 use memdev::transmission::{Context, Flushed, Output, Pause, Share, Transmission, Warm};
 
 use super::plan::Plan;
@@ -114,6 +114,7 @@ pub(crate) fn greet(
     };
     let (greeted, attachment) = match progress {
         Progress::More | Progress::StartTls => (Greeted::More, None),
+        Progress::Elsewhere { .. } => panic!("there is no other server"),
         Progress::Closed => (Greeted::Closed(handshake.close_reason().expect("a reason").to_string()), None),
         Progress::Ready { export: (disk, attachment), info, negotiated } => {
             (Greeted::Ready(disk, info, negotiated), Some(attachment))
@@ -127,6 +128,7 @@ struct Line<'w> {
     world: &'w World,
     transmission: Transmission,
     output: Output,
+    plain: Buffer,
     orders: Vec<Warm>,
     rest: Vec<u8>,
     sent: Vec<u8>,
@@ -148,6 +150,7 @@ pub(crate) fn transmit(
         world,
         transmission: Transmission::new(attachment, negotiated),
         output: Output::default(),
+        plain: Buffer::new(4096).expect("memory"),
         orders: Vec::new(),
         rest: Vec::new(),
         sent: Vec::new(),
@@ -279,7 +282,7 @@ impl Line<'_> {
             return Ok(());
         }
         loop {
-            let flushed = self.output.flush(self.world.replies.0.as_fd(), device, magazine);
+            let flushed = self.output.flush(self.world.replies.0.as_fd(), device, magazine, &mut self.plain);
             self.world.drain(&self.world.replies.1, &mut self.sent);
             match flushed {
                 Ok(Flushed::All) => return Ok(()),

@@ -161,7 +161,7 @@ impl World {
         let registry = |sources, session_memory| {
             let sessions = Most { all: 10, each: None };
             let (linger, caps) = (Duration::from_secs(3600), Caps::default());
-            let limits = Limits { session_memory, linger, sessions, caps };
+            let limits = Limits { session_memory, linger, sessions, caps, seal: false };
             Registry::new(sources, Arc::clone(&pool), Arc::clone(&total), limits)
         };
         let (stream, client) = stream();

@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs,
-    ReplyWrite, Request, WriteFlags,
+    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen,
+    ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 
 use crate::client::Submitter;
@@ -75,6 +75,7 @@ pub(in crate::attach) struct Disk {
     name: String,
     told: Told,
     read_only: bool,
+    cached: bool,
     lanes: Vec<Submitter<Asked>>,
     next: AtomicUsize,
     ending: Arc<AtomicBool>,
@@ -82,16 +83,17 @@ pub(in crate::attach) struct Disk {
 
 impl Disk {
     /// The file `name` with what `told` tells of; requests go to `lanes` (at least one) in turn. When the kernel wants
-    /// the file no more, `ending` is set before the server is told.
+    /// the file no more, `ending` is set before the server is told. If it is `cached`, the kernel keeps what it has read
+    /// and is to write, as of any file: for who has no cache of its own.
     pub(in crate::attach) fn new(
         name: String,
         told: Told,
-        read_only: bool,
+        (read_only, cached): (bool, bool),
         lanes: Vec<Submitter<Asked>>,
         ending: Arc<AtomicBool>,
     ) -> Self {
         let read_only = read_only || told.flags.contains(TransmissionFlags::READ_ONLY);
-        Self { name, told, read_only, lanes, next: AtomicUsize::new(0), ending }
+        Self { name, told, read_only, cached, lanes, next: AtomicUsize::new(0), ending }
     }
 
     fn submit(&self, command: Command, flags: CommandFlags, range: (u64, u32), payload: &[u8], asked: Asked) {
@@ -142,6 +144,9 @@ impl Filesystem for Disk {
         if config.add_capabilities(InitFlags::FUSE_ASYNC_DIO).is_err() {
             tracing::info!("This kernel's FUSE does one direct request after the other");
         }
+        if self.cached && config.add_capabilities(InitFlags::FUSE_WRITEBACK_CACHE).is_err() {
+            tracing::info!("This kernel's FUSE writes what is written at once");
+        }
         Ok(())
     }
 
@@ -167,12 +172,40 @@ impl Filesystem for Disk {
         } else if writes && self.read_only {
             reply.error(Errno::EROFS);
         } else {
-            // Nothing is cached here: the block device on top has a cache, and what it writes is to reach the session
+            // Else nothing is cached here: the block device on top has a cache, and what it writes is to reach the session
             // before it hears that it was written.
-            let flags = FopenFlags::FOPEN_DIRECT_IO
-                | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES
-                | FopenFlags::FOPEN_NOFLUSH;
-            reply.opened(FileHandle(0), flags);
+            let flags = if self.cached {
+                FopenFlags::FOPEN_KEEP_CACHE
+            } else {
+                FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES
+            };
+            reply.opened(FileHandle(0), flags | FopenFlags::FOPEN_NOFLUSH);
+        }
+    }
+
+    /// The kernel tells when it has written to what it caches; nobody wants to know.
+    fn setattr(
+        &self,
+        _request: &Request,
+        inode: INodeNo,
+        _mode: Option<u32>,
+        _uid: Option<u32>,
+        _gid: Option<u32>,
+        size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        _mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _handle: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        if inode == INodeNo(FILE) && size.is_none_or(|size| size == self.told.size) {
+            reply.attr(&FOR_EVER, &self.attributes(FILE));
+        } else {
+            reply.error(Errno::EPERM);
         }
     }
 

@@ -1,17 +1,20 @@
 //! The FUSE backend: a detached FUSE file system with one file, and a loop device on it.
 
 pub(super) mod disk;
-mod mount;
+pub(crate) mod mount;
 
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::claim::in_use;
+use super::control::Told;
 use super::device::{Device, mark};
+use super::family;
+use super::fork::AtThatMoment;
 use super::loop_device::{self, Wanted};
 use super::plan::{Plan, block_size};
 use super::process::Daemon;
 use super::record::Record;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use mount::Detached;
 
 /// Makes the device; see [`super::attach`].
@@ -27,10 +30,10 @@ pub(super) fn make(plan: &Plan<'_>, sockets: Vec<OwnedFd>) -> Result<(Device, Da
     let name = file_name(plan.entry.id(), &plan.export);
     let (requests, mount) = Detached::new()?.split();
     let daemon = Daemon::start(plan)?;
-    daemon.instruct(plan, Some((&name, requests.as_fd())), &sockets)?;
+    daemon.instruct(plan, Some((&name, requests.as_fd())), None, &sockets)?;
     // Nobody but the daemon has these from now on: when it dies, the file and the session are to know.
     drop((requests, sockets));
-    match finish(plan, &daemon, &mount, &name) {
+    match daemon.answer().and_then(|(told, _)| finish(plan, &daemon, &mount, &name, told)) {
         Ok((device, record)) => Ok((device, daemon, record)),
         Err(error) => {
             drop(mount);
@@ -40,8 +43,41 @@ pub(super) fn make(plan: &Plan<'_>, sockets: Vec<OwnedFd>) -> Result<(Device, Da
     }
 }
 
-fn finish(plan: &Plan<'_>, daemon: &Daemon, mount: &OwnedFd, name: &str) -> Result<(Device, Record)> {
-    let (told, _) = daemon.answer()?;
+/// Makes the device as a fork of the one whose attachment is `of` and whose daemon is `pid`; see [`super::fork()`].
+///
+/// # Errors
+/// As there. What was begun is undone.
+pub(super) fn make_fork(
+    plan: &Plan<'_>,
+    of: &str,
+    pid: u32,
+    during: AtThatMoment<'_>,
+) -> Result<(Device, Daemon, Record)> {
+    let name = file_name(plan.entry.id(), &plan.export);
+    let (requests, mount) = Detached::new()?.split();
+    let mut made = None;
+    // All that can be done before has been, since somebody waits. The daemon has one guest at a time, who must not have to
+    // wait for the moment.
+    during(&mut || {
+        let daemon = Daemon::of_other(pid, family::knock(pid)?);
+        let told = daemon.ask_fork(plan, of, &name, requests.as_fd())?;
+        made = Some((daemon, told));
+        Ok(())
+    })?;
+    drop(requests);
+    let missed = || Error::new(ErrorKind::Invalid, "The moment for a fork did not come");
+    let (daemon, told) = made.ok_or_else(missed)?;
+    let (device, record) = finish(plan, &daemon, &mount, &name, told)?;
+    Ok((device, daemon, record))
+}
+
+fn finish(
+    plan: &Plan<'_>,
+    daemon: &Daemon,
+    mount: &OwnedFd,
+    name: &str,
+    told: Told,
+) -> Result<(Device, Record)> {
     let mut record = plan.record("fuse", told, daemon.number())?;
     let file = Detached::open(mount, name, record.read_only)
         .map_err(|error| Error::io("Cannot open the file that the daemon serves", error))?;

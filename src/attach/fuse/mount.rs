@@ -13,10 +13,10 @@ use rustix::mount::{
 use crate::error::{Error, Result};
 
 /// The two ends of a FUSE file system.
-pub(super) struct Detached {
+pub(crate) struct Detached {
     /// Where its requests come from, for the daemon. A copy that is kept elsewhere would keep the file system waiting
     /// when the daemon dies.
-    pub(super) requests: OwnedFd,
+    pub(crate) requests: OwnedFd,
     mount: OwnedFd,
 }
 
@@ -25,7 +25,7 @@ impl Detached {
     ///
     /// # Errors
     /// The kernel has no FUSE, or this process may not mount.
-    pub(super) fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let requests = File::options().read(true).write(true).open("/dev/fuse").map_err(|error| {
             Error::io("Cannot open /dev/fuse", error).advise("run 'modprobe fuse' as root")
         })?;
@@ -40,13 +40,13 @@ impl Detached {
     ///
     /// # Errors
     /// What the daemon answers, or that it is gone.
-    pub(super) fn open(mount: &OwnedFd, name: &str, read_only: bool) -> io::Result<OwnedFd> {
+    pub(crate) fn open(mount: &OwnedFd, name: &str, read_only: bool) -> io::Result<OwnedFd> {
         let access = if read_only { OFlags::RDONLY } else { OFlags::RDWR };
         Ok(rustix::fs::openat(mount, name, access | OFlags::CLOEXEC, Mode::empty())?)
     }
 
     /// The ends apart: the requests' and the mount.
-    pub(super) fn split(self) -> (OwnedFd, OwnedFd) {
+    pub(crate) fn split(self) -> (OwnedFd, OwnedFd) {
         (self.requests, self.mount)
     }
 }

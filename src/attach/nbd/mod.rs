@@ -71,8 +71,14 @@ pub(super) fn is_available() -> bool {
     there() || (load() && there())
 }
 
-/// Asks for the driver to be loaded. Whether it comes is seen by asking for it.
+/// Asks for the driver to be loaded, if there is one to load: a kernel without it is asked by everybody who attaches, and
+/// to start a program for nothing takes longer than anything else about that. Whether it comes is seen by asking for it.
 fn load() -> bool {
+    let kernel = rustix::system::uname();
+    let list = format!("/lib/modules/{}/modules.dep", kernel.release().to_string_lossy());
+    if !fs::read_to_string(list).is_ok_and(|modules| modules.contains("/nbd.ko")) {
+        return false;
+    }
     let mut modprobe = Command::new("modprobe");
     modprobe.args(["--quiet", "nbd"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     modprobe.status().is_ok_and(|status| status.success())
@@ -131,11 +137,12 @@ pub(super) fn make(plan: &Plan<'_>, sockets: Vec<OwnedFd>) -> Result<(Device, Da
         return Err(in_use("Cannot attach to", device, &["it is connected already".to_owned()]));
     }
     let daemon = Daemon::start(plan)?;
-    let connected =
-        daemon.instruct(plan, None, &sockets).and_then(|()| daemon.answer()).and_then(|(told, made)| {
+    let connected = daemon.instruct(plan, None, None, &sockets).and_then(|()| daemon.answer()).and_then(
+        |(told, made)| {
             let sockets = if made.is_empty() { sockets } else { made };
             connect(plan, &mut family, &daemon, told, &sockets)
-        });
+        },
+    );
     match connected {
         Ok((device, record)) => Ok((device, daemon, record)),
         Err(error) => {

@@ -70,11 +70,11 @@ pub(super) fn bind_unix(path: &Path, mode: u32, confinement: &Confinement) -> Re
     }
 }
 
-/// What this server has to get at as long as it runs.
-pub(super) fn needs(config: &ServerConfig) -> Needs {
+/// What this server has to get at as long as it runs, or once, where it has sockets whose files it is to remove.
+pub(super) fn needs(config: &ServerConfig, unwanted: &[Listener]) -> Needs {
     // An image whose path cannot be made absolute cannot be opened either, and that is said when it is tried.
     let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
-    let listeners = config.listeners.iter().chain(&config.control);
+    let listeners = config.listeners.iter().chain(&config.control).chain(unwanted);
     Needs {
         images: config.images.iter().map(|(_, path)| absolute(path)).collect(),
         sockets: listeners.filter_map(Listener::file).map(Path::to_owned).collect(),

@@ -26,6 +26,11 @@ impl Notifier {
         self.say("READY=1");
     }
 
+    /// Clients can connect, and this process is the service from now on, instead of another one.
+    pub(super) fn ready_instead(&self) {
+        self.say(&format!("MAINPID={}\nREADY=1", std::process::id()));
+    }
+
     /// The server is about to end.
     pub(super) fn stopping(&self) {
         self.say("STOPPING=1");

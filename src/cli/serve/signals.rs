@@ -69,7 +69,7 @@ impl StopSignal {
         select! {
             // It fails only if the thread panicked: then it is time to stop, too.
             recv(self.0) -> signal => signal.unwrap_or("a failure of the signal thread"),
-            recv(over) -> _ => "the end of its connection",
+            recv(over) -> _ => "the end of its last connection",
         }
     }
 }

@@ -1,14 +1,19 @@
 //! Where clients come in: addresses that were typed, sockets of a service manager, one connection that is there already.
 
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
 use clap::builder::{PathBufValueParser, TypedValueParser};
 use memdev::confine::Confinement;
+use memdev::control::Client;
 use memdev::net::{Address, Listener, Stream};
+use memdev::takeover::{Bridge, Offer};
+use memdev::worker::Server;
 use memdev::{Error, ErrorKind, Result, proto};
 
-use super::confine;
+use super::{confine, duration};
 
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Addresses")]
@@ -56,6 +61,41 @@ pub(super) struct Ways {
     /// server ends.
     #[arg(long, value_name = "PATH", value_parser = PathBufValueParser::new().try_map(unix_path))]
     control: Option<PathBuf>,
+
+    /// Take the place of the server at the control socket, which goes on serving the clients that it has until they have left
+    ///
+    /// Its addresses are this server's from then on; with addresses given, those, of which it keeps the sockets that are
+    /// open already. No connection is refused meanwhile.
+    #[arg(long, requires = "control")]
+    takeover: bool,
+
+    /// With --takeover: the time after which the other server hangs up on those who are still there
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse, requires = "takeover")]
+    drain_timeout: Option<Duration>,
+}
+
+/// The server that this one is going to take the place of.
+pub(super) struct Predecessor {
+    client: Client,
+    version: String,
+    pid: u32,
+    /// Those of its sockets that are not wanted any more.
+    pub(super) unwanted: Vec<Listener>,
+    bridge: (Bridge, OwnedFd),
+    drain_timeout: Option<Duration>,
+}
+
+impl Predecessor {
+    /// Takes its place: from here on it accepts nobody any more, and `server` has to.
+    pub(super) fn commit(self, server: &Server) -> Result<()> {
+        let Self { mut client, version, pid, mut unwanted, bridge: (bridge, theirs), drain_timeout } = self;
+        let taken = client.commit_takeover(theirs, drain_timeout)?;
+        tracing::info!(version, pid, sessions = taken.sessions.len(), "Takes a server's place");
+        server.succeed(taken, bridge);
+        // With their files.
+        unwanted.iter_mut().for_each(Listener::own);
+        Ok(())
+    }
 }
 
 /// What the process was started with.
@@ -69,6 +109,7 @@ pub(super) struct WaysIn {
     pub(super) listeners: Vec<Listener>,
     pub(super) connections: Vec<Stream>,
     pub(super) control: Option<Listener>,
+    pub(super) predecessor: Option<Predecessor>,
 }
 
 impl Ways {
@@ -91,11 +132,37 @@ impl Ways {
         encrypted: bool,
     ) -> Result<WaysIn> {
         let Inherited { mut listeners, connection } = inherited;
+        let (mut offered, mut predecessor) = match &self.control {
+            Some(control) if self.takeover => {
+                let (offered, predecessor) = ask(control, self.drain_timeout)?;
+                (offered, Some(predecessor))
+            }
+            _ => (Vec::new(), None),
+        };
+        let mut control_listener = predecessor.as_ref().and_then(|_| offered.pop());
+        // Of what is there already nothing is made anew.
+        let mut there = |address: &Address| -> Vec<Listener> {
+            offered.extract_if(.., |listener| listener.stands_for(address)).collect()
+        };
         for path in &self.unix {
-            listeners.push(confine::bind_unix(path, self.unix_mode, confinement)?);
+            match there(&Address::Unix(path.clone())) {
+                found if found.is_empty() => {
+                    listeners.push(confine::bind_unix(path, self.unix_mode, confinement)?);
+                }
+                found => listeners.extend(found),
+            }
         }
         for address in self.tcp.iter().chain(&self.vsock) {
-            listeners.extend(Listener::bind_all(address)?);
+            match there(address) {
+                found if found.is_empty() => listeners.extend(Listener::bind_all(address)?),
+                found => listeners.extend(found),
+            }
+        }
+        if let Some(predecessor) = &mut predecessor {
+            if listeners.is_empty() {
+                listeners.append(&mut offered);
+            }
+            predecessor.unwanted = offered;
         }
         let connections = Vec::from_iter(connection);
         if listeners.is_empty() && connections.is_empty() {
@@ -103,11 +170,27 @@ impl Ways {
             listeners.extend(Listener::bind_all(&default)?);
         }
         check_exposure(&listeners, encrypted, self.insecure)?;
-        let control = self.control.as_ref();
-        let control =
-            control.map(|path| confine::bind_unix(path, Listener::UNIX_MODE, confinement)).transpose()?;
-        Ok(WaysIn { listeners, connections, control })
+        if let (None, Some(path)) = (&control_listener, &self.control) {
+            control_listener = Some(confine::bind_unix(path, Listener::UNIX_MODE, confinement)?);
+        }
+        Ok(WaysIn { listeners, connections, control: control_listener, predecessor })
     }
+}
+
+/// Asks the server at the control socket for its place: its listeners, that of the control socket last.
+fn ask(control: &Path, drain_timeout: Option<Duration>) -> Result<(Vec<Listener>, Predecessor)> {
+    let mut client = Client::connect(control)?;
+    let (Offer { version, pid, files }, sockets) = client.take_over()?;
+    if files.len() != sockets.len() {
+        let why = format!("What answers at {} does not share its sockets", control.display());
+        return Err(
+            Error::new(ErrorKind::Protocol, why).advise("stop it, and start this one without --takeover")
+        );
+    }
+    let offered = sockets.into_iter().zip(files);
+    let listeners = offered.map(|(socket, file)| Listener::offered(socket, file)).collect::<Result<_>>()?;
+    let bridge = Bridge::pair()?;
+    Ok((listeners, Predecessor { client, version, pid, unwanted: Vec::new(), bridge, drain_timeout }))
 }
 
 /// Refuses to let the network in unless every connection is `encrypted`, or the person has said that it is to be so.

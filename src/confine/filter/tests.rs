@@ -55,7 +55,7 @@ fn run(program: &[sock_filter], data: &[u32; 16]) -> (u32, usize) {
 }
 
 fn purpose() -> Purpose {
-    Purpose { process: PROCESS, unlinks: true, strict: false }
+    Purpose { process: PROCESS, unlinks: true, overflows: false, strict: false }
 }
 
 fn outcome(purpose: Purpose, call: c_long, arguments: &[u64]) -> u32 {
@@ -201,6 +201,14 @@ fn socket_options_are_those_that_the_server_sets() {
     assert_eq!((libc::SO_SNDBUF, libc::TCP_USER_TIMEOUT), (7, 18));
     assert_eq!(set(libc::IPPROTO_TCP, 7), EPERM);
     assert_eq!(set(libc::SOL_SOCKET, 18), EPERM);
+}
+
+#[test]
+fn files_are_written_to_by_place_only_where_there_is_an_overflow() {
+    let with = Purpose { overflows: true, ..purpose() };
+    for call in [libc::SYS_pwrite64, libc::SYS_fallocate] {
+        assert_eq!((of(call, &[0; 6]), outcome(with, call, &[0; 6])), (EPERM, ALLOW));
+    }
 }
 
 #[test]

@@ -69,7 +69,6 @@ fn refusals_are_told_and_the_connection_goes_on() {
         ("nowhere", Reply::ErrUnknown, "no such export"),
         ("forbidden", Reply::ErrPolicy, "not yours"),
         ("closing", Reply::ErrShutdown, "server is shutting down"),
-        ("full", Reply::ErrTooBig, "no memory left"),
         ("vm@?", Reply::ErrInvalid, "not a session name"),
     ];
     for option in [OptionCode::Info, OptionCode::Go] {

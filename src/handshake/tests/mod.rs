@@ -1,6 +1,7 @@
 //! The handshake against whole conversations, one file a theme. What all of them need is here: a world with a few
 //! exports, a client that writes options, a reader of what came back.
 
+mod elsewhere;
 mod export_name;
 mod extended_headers;
 mod greeting;
@@ -46,7 +47,8 @@ impl Environment for World {
             "vm@shared" => ("vm@shared", "A machine"),
             "forbidden" => return Err(Refusal::Policy("not yours".into())),
             "closing" => return Err(Refusal::Shutdown),
-            "full" => return Err(Refusal::TooBig("no memory left".into())),
+            "vm@before" => return Err(Refusal::Elsewhere(Side::Before)),
+            "vm@after" => return Err(Refusal::Elsewhere(Side::After)),
             "vm@?" => return Err(Refusal::Invalid("not a session name".into())),
             _ => return Err(Refusal::Unknown),
         };
@@ -147,6 +149,7 @@ impl Client {
             Progress::StartTls => Ending::StartTls,
             Progress::Closed => Ending::Closed(handshake.close_reason().unwrap().clone()),
             Progress::Ready { export, info, negotiated } => Ending::Ready { export, info, negotiated },
+            Progress::Elsewhere { side, agreed, option } => Ending::Elsewhere { side, agreed, option },
         };
         if !matches!(ending, Ending::More | Ending::StartTls) {
             let again = handshake.receive(&world, b"IHAVEOPT", &mut output);
@@ -171,6 +174,7 @@ enum Ending {
     StartTls,
     Closed(CloseReason),
     Ready { export: String, info: ExportInfo, negotiated: Negotiated },
+    Elsewhere { side: Side, agreed: Agreed, option: Vec<u8> },
 }
 
 impl Talk {

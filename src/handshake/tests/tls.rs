@@ -93,6 +93,7 @@ fn twice(policy: TlsPolicy, before: Client, after: Client) -> (Talk, Handshake) 
         Progress::StartTls => Ending::StartTls,
         Progress::Closed => Ending::Closed(handshake.close_reason().unwrap().clone()),
         Progress::Ready { export, info, negotiated } => Ending::Ready { export, info, negotiated },
+        Progress::Elsewhere { side, agreed, option } => Ending::Elsewhere { side, agreed, option },
     };
     (Talk { output, taken, ending, opened: world.opened.into_inner() }, handshake)
 }

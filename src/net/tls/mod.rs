@@ -65,7 +65,7 @@ impl fmt::Display for Fingerprint {
 /// What is used of the cryptography: TLS 1.2 and 1.3 with what rustls holds to be safe. Of the suites of TLS 1.2 those
 /// come first that can go on for ever: there, one with AES-GCM has to be given up after 2^24 records, which a busy device
 /// has had in minutes, as TLS 1.2 has no way to change keys that is still held to be safe.
-fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     let mut provider = rustls::crypto::ring::default_provider();
     provider.cipher_suites.sort_by_key(|suite| match suite {
         SupportedCipherSuite::Tls12(suite) => suite.common.confidentiality_limit < u64::MAX,

@@ -6,7 +6,10 @@ use std::time::Duration;
 const MAX_SECONDS: u128 = 100 * 365 * 86400;
 
 /// Reads a decimal number, perhaps with a fraction, then `ms`, `s` (or nothing), `m`, `h` or `d`.
-pub(crate) fn parse(text: &str) -> Result<Duration, String> {
+///
+/// # Errors
+/// What is wrong with it, in words for people.
+pub fn parse(text: &str) -> Result<Duration, String> {
     let unit_at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(unit_at);
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));

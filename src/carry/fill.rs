@@ -1,0 +1,252 @@
+//! The carried directory is filled from the destination, before anybody is inside.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use ring::digest::{Context, SHA256};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::io::Errno;
+
+use super::delivery::{CONFLICT, Notes, hash_of_link, hexadecimal};
+use super::entry::{Kind, Meta, Time, escape};
+use super::known::{Known, KnownPaths};
+use super::rules::Rules;
+use super::stores::{self, Content, Found, Store};
+use super::tree::{Beneath, Tree};
+use crate::error::{Error, Result};
+
+const PART: usize = 256 << 10;
+
+/// What it takes to fill.
+pub(crate) struct Fill<'a> {
+    pub(crate) tree: &'a Tree,
+    pub(crate) store: &'a dyn Store,
+    pub(crate) rules: &'a Rules,
+    pub(crate) notes: &'a Notes,
+    pub(crate) progress: &'a mut dyn FnMut(u64),
+}
+
+impl Fill<'_> {
+    /// Copies everything, over what the image has there, and remembers it. Gives the number of files.
+    ///
+    /// # Errors
+    /// What the destination or the private root says; then nobody is to be let in.
+    pub(crate) fn run(&mut self, known: &mut KnownPaths) -> Result<u64> {
+        let (mut files, mut conflicts) = (0, 0);
+        let mut left = vec![PathBuf::new()];
+        while let Some(directory) = left.pop() {
+            let failed = |error| {
+                Error::io("Cannot list at the destination", error).on(format!("'{}'", escape(&directory)))
+            };
+            // What is abandoned there is in nobody's way.
+            if let Err(error) = self.store.sweep(&directory) {
+                tracing::warn!(directory = %escape(&directory), %error, "Cannot remove what was abandoned");
+            }
+            for (name, found) in self.store.list(&directory).map_err(failed)? {
+                let path = directory.join(&name);
+                let is_directory = found.kind == Kind::Directory;
+                if !self.rules.takes(&path, is_directory) {
+                    continue;
+                }
+                conflicts += u64::from(is_conflict(&name));
+                if found.kind == Kind::Other {
+                    self.notes.add(format!(
+                        "{} is no file at the destination: it is not taken over",
+                        escape(&path)
+                    ));
+                    continue;
+                }
+                let hash = self.take(&path, &found).map_err(|error| {
+                    Error::io("Cannot fill in from the destination", error).on(format!("'{}'", escape(&path)))
+                })?;
+                let seen = self.tree.version(&path).ok().flatten();
+                if let Some(seen) = seen {
+                    known.set(&path, Known { seen, there: Some(found.stamp), hash });
+                }
+                if is_directory {
+                    left.push(path);
+                } else {
+                    files += 1;
+                    (self.progress)(files);
+                }
+            }
+        }
+        if conflicts > 0 {
+            self.notes.add(format!(
+                "there are {conflicts} files that are called *.conflict-*: two sessions had changed the same"
+            ));
+        }
+        Ok(files)
+    }
+
+    /// Its hash, if it has one.
+    fn take(&self, path: &Path, found: &Found) -> io::Result<Option<String>> {
+        let (beneath, whole) = (self.tree.beneath(), self.tree.whole(path));
+        let there = self.tree.version(path)?;
+        if there.is_some_and(|there| there.kind != Kind::Directory || found.kind != Kind::Directory) {
+            remove(beneath, &whole)?;
+        }
+        let meta = match &found.meta {
+            Some(meta) => meta.clone(),
+            None => self.usual(found)?,
+        };
+        let (parent, name) = beneath.parent(&whole)?;
+        match found.kind {
+            Kind::Directory => {
+                match rustix::fs::mkdirat(&parent, name, Mode::RWXU) {
+                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(error) => return Err(error.into()),
+                }
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+                let directory = beneath.open(&whole, flags, Mode::empty())?;
+                self.dress(&directory, path, &meta)?;
+                Ok(None)
+            }
+            Kind::Link => {
+                let target = self.store.target(path)?;
+                rustix::fs::symlinkat(&target, &parent, name)?;
+                let owner = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
+                let no_follow = AtFlags::SYMLINK_NOFOLLOW;
+                rustix::fs::chownat(&parent, name, Some(owner.0), Some(owner.1), no_follow)?;
+                rustix::fs::utimensat(&parent, name, &times(found.stamp.modified), no_follow)?;
+                Ok(Some(hash_of_link(&target)))
+            }
+            _ => {
+                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+                let file = File::from(beneath.open(&whole, flags, Mode::RUSR | Mode::WUSR)?);
+                let hash = copy(&mut *self.store.get(path)?, &file)?;
+                if file.metadata()?.len() != found.stamp.size {
+                    return Err(io::Error::other("it changes while it is read; try again"));
+                }
+                let file = OwnedFd::from(file);
+                self.dress(&file, path, &meta)?;
+                rustix::fs::futimens(&file, &times(found.stamp.modified))?;
+                Ok(hash)
+            }
+        }
+    }
+
+    /// What a file gets that the destination does not know more of: it belongs to whom the carried directory does, and may be
+    /// read by whoever may see that.
+    fn usual(&self, found: &Found) -> io::Result<Meta> {
+        let owner = self.tree.version(Path::new(""))?.map(|version| version.meta).unwrap_or_default();
+        let usual = if found.kind == Kind::Directory { 0o755 } else { 0o644 };
+        Ok(Meta { mode: found.mode.unwrap_or(usual), ..owner })
+    }
+
+    fn dress(&self, file: &OwnedFd, path: &Path, meta: &Meta) -> io::Result<()> {
+        rustix::fs::fchown(file, Some(Uid::from_raw(meta.uid)), Some(Gid::from_raw(meta.gid)))?;
+        rustix::fs::fchmod(file, Mode::from_raw_mode(meta.mode))?;
+        for (name, value) in self.store.attributes(path)? {
+            match rustix::fs::fsetxattr(file.as_fd(), name.as_os_str(), &value, XattrFlags::empty()) {
+                Ok(()) | Err(Errno::NOTSUP | Errno::NOSPC | Errno::TOOBIG) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_conflict(name: &OsStr) -> bool {
+    name.to_string_lossy().contains(CONFLICT)
+}
+
+fn times(modified: Time) -> Timestamps {
+    let time = Timespec { tv_sec: modified.seconds, tv_nsec: modified.nanoseconds.into() };
+    Timestamps { last_access: time, last_modification: time }
+}
+
+/// Copies what is not zero, so that a hole takes no memory. Gives the hash of what was read whole: holes are not, since
+/// they may be longer than anybody would wait for.
+fn copy(from: &mut dyn Content, to: &File) -> io::Result<Option<String>> {
+    if from.sparse().is_some() {
+        stores::copy(from, to)?;
+        return Ok(None);
+    }
+    let mut context = Context::new(&SHA256);
+    let mut buffer = vec![0; PART];
+    let mut at = 0;
+    loop {
+        let got = from.read(&mut buffer)?;
+        if got == 0 {
+            to.set_len(at)?;
+            return Ok(Some(hexadecimal(context)));
+        }
+        let part = &buffer[..got];
+        context.update(part);
+        if part.iter().any(|&byte| byte != 0) {
+            to.write_all_at(part, at)?;
+        }
+        at += got as u64;
+    }
+}
+
+/// Removes what is at `path`, with all that is in it.
+fn remove(tree: &Beneath, path: &Path) -> io::Result<()> {
+    let (parent, name) = tree.parent(path)?;
+    let is_directory = tree.version(path)?.is_some_and(|version| version.kind == Kind::Directory);
+    if !is_directory {
+        return Ok(rustix::fs::unlinkat(&parent, name, AtFlags::empty())?);
+    }
+    // Depth by depth, without recursion: how deep it is, is the image's business.
+    let mut directories = vec![path.to_owned()];
+    let mut at = 0;
+    while let Some(directory) = directories.get(at).cloned() {
+        at += 1;
+        for (name, version) in tree.list(&directory)? {
+            let inner = directory.join(&name);
+            if version.kind == Kind::Directory {
+                directories.push(inner);
+            } else {
+                let (parent, name) = tree.parent(&inner)?;
+                rustix::fs::unlinkat(&parent, name, AtFlags::empty())?;
+            }
+        }
+    }
+    for directory in directories.iter().rev() {
+        let (parent, name) = tree.parent(directory)?;
+        rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR)?;
+    }
+    Ok(())
+}
+
+/// The carried directory: found below `root`, or made, `person`'s if there is one. Its path from there, without symbolic links.
+///
+/// # Errors
+/// It is no directory, or not on this file system.
+pub(crate) fn place(root: &OwnedFd, wanted: &Path, person: Option<(u32, u32)>) -> Result<PathBuf> {
+    use rustix::fs::ResolveFlags;
+    use std::os::fd::AsRawFd;
+    let failed =
+        |error: Errno| Error::io("Cannot use the directory that is to be carried,", error).on_path(wanted);
+    let inner = wanted.strip_prefix("/").unwrap_or(wanted);
+    // Links are followed as inside: an image may have /home somewhere else.
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+    let open = |path: &Path| {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)
+    };
+    let mut path = PathBuf::new();
+    let mut is_new = false;
+    for component in inner.components() {
+        is_new = false;
+        let above = open(if path.as_os_str().is_empty() { Path::new(".") } else { &path }).map_err(failed)?;
+        path.push(component);
+        if let Err(Errno::NOENT) = open(&path) {
+            let mode = Mode::from_raw_mode(0o755);
+            rustix::fs::mkdirat(&above, component.as_os_str(), mode).map_err(failed)?;
+            is_new = true;
+        }
+    }
+    let found = open(if path.as_os_str().is_empty() { Path::new(".") } else { &path }).map_err(failed)?;
+    if let Some((user, group)) = person.filter(|_| is_new) {
+        rustix::fs::fchown(&found, Some(Uid::from_raw(user)), Some(Gid::from_raw(group))).map_err(failed)?;
+    }
+    let real = std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd()))
+        .map_err(|error| Error::io("Cannot find", error).on_path(wanted))?;
+    Ok(real.strip_prefix("/").unwrap_or(&real).to_owned())
+}

@@ -1,0 +1,156 @@
+//! What is in the spool is delivered after all.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::{encrypted, find, lock};
+use crate::carry::delivery::{Delivery, Notes};
+use crate::carry::entry::{Kind, Stamp, Version, escape, is_inner, unescape};
+use crate::carry::known::Known;
+use crate::carry::stores::{self, Content, Properties, Session, Stored};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Delivers what is called so, or the one thing whose name begins so, and forgets it. `progress` is told how many of how many things
+/// are done. What is encrypted takes the file of an identity of age. What people are to be told is returned: conflicts, and what
+/// the destination cannot hold.
+///
+/// # Errors
+/// `NotFound` if there is none; `Denied` if it is encrypted, and there is no identity; whatever stands in the way of the next thing: those before it are delivered, and are not
+/// delivered again the next time.
+pub fn resume(
+    spool: &Path,
+    id: &str,
+    identity: Option<&Path>,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Vec<String>> {
+    let one = find(spool, id)?;
+    let identity = match (&one.recipient, identity) {
+        (None, _) => None,
+        (Some(_), Some(identity)) => Some(identity),
+        (Some(recipient), None) => {
+            let why = format!("Cannot read {}: it is encrypted to {recipient}", one.id);
+            return Err(
+                Error::new(ErrorKind::Denied, why).advise("give the file of its key: --identity FILE")
+            );
+        }
+    };
+    let directory = spool.join(&one.id);
+    let _lock = lock(&directory)?;
+    let failed = |error: io::Error| Error::io("Cannot read from the spool", error).on(&one.id);
+    let read = |name: &str| -> Result<Value> {
+        let text = fs::read(directory.join(name)).map_err(failed)?;
+        serde_json::from_slice(&text).map_err(|error| failed(error.into()))
+    };
+    let about = read("about.json")?;
+    let session = Session {
+        id: about["session_id"].as_str().unwrap_or_default().to_owned(),
+        name: one.session.clone(),
+    };
+    // Nothing is taken inside any more, so it does not matter who that would be.
+    let person = (about["of_user"] == true).then_some((0, 0));
+    let store = stores::open(&one.destination, &session.id[..session.id.len().min(12)], true, person)?;
+    let notes = Notes::default();
+    let delivery = Delivery { store: &*store, session: &session, notes: &notes };
+    let done_path = directory.join("done");
+    let done = fs::read_to_string(&done_path).unwrap_or_default();
+    let done: BTreeSet<usize> = done.lines().filter_map(|line| line.parse().ok()).collect();
+    let mut done_file =
+        File::options().append(true).create(true).mode(0o600).open(&done_path).map_err(failed)?;
+    let mut one_more = |number: usize, entry: &Value, content: Option<&mut dyn Content>| {
+        if !done.contains(&number) {
+            let path = entry["path"].as_str().and_then(unescape).filter(|path| is_inner(path));
+            let path = path.ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))?;
+            deliver(&delivery, &path, entry, content, &session).map_err(|error| {
+                let error =
+                    Error::io(format!("Cannot deliver {} to", escape(&path)), error).on(&one.destination);
+                error.advise("what is not delivered stays in the spool: try again later")
+            })?;
+            writeln!(done_file, "{number}").and_then(|()| done_file.sync_data()).map_err(failed)?;
+        }
+        progress(number as u64 + 1, one.entries);
+        Ok(())
+    };
+    if let Some(identity) = identity {
+        encrypted::read(&directory, identity, one.entries, &mut one_more)?;
+    } else {
+        let entries = read("entries.json")?;
+        for (number, entry) in entries.as_array().into_iter().flatten().enumerate() {
+            let data = directory.join("data").join(number.to_string());
+            let mut content = match is_file(entry) && !done.contains(&number) {
+                true => Some(File::open(&data).and_then(Stored::new).map_err(failed)?),
+                false => None,
+            };
+            one_more(number, entry, content.as_mut().map(|content| content as &mut dyn Content))?;
+            let _ = fs::remove_file(&data);
+        }
+    }
+    fs::remove_dir_all(&directory).map_err(failed)?;
+    for lack in store.lacks() {
+        notes.add(format!("{} holds no {lack}", one.destination));
+    }
+    Ok(notes.all())
+}
+
+/// Whether the entry has a content.
+pub(super) fn is_file(entry: &Value) -> bool {
+    Version::from_json(&entry["version"]).is_some_and(|version| version.kind == Kind::File)
+}
+
+fn deliver(
+    delivery: &Delivery<'_>,
+    path: &Path,
+    entry: &Value,
+    content: Option<&mut dyn Content>,
+    session: &Session,
+) -> io::Result<()> {
+    let known = Known::from_json(&entry["known"]);
+    let Some(version) = Version::from_json(&entry["version"]) else {
+        return known.map_or(Ok(()), |known| delivery.remove(path, &known));
+    };
+    let attribute = |value: &Value| {
+        let bytes = |value: &Value| serde_json::from_value::<Vec<u8>>(value.clone()).ok();
+        Some((OsString::from_vec(bytes(&value[0])?), bytes(&value[1])?))
+    };
+    let attributes = entry["attributes"].as_array().into_iter().flatten().filter_map(attribute).collect();
+    let properties = Properties {
+        meta: version.meta.clone(),
+        modified: version.modified,
+        attributes,
+        session: session.clone(),
+    };
+    // What a directory was like that it is in came before it, if it was new; else it is there.
+    for above in path
+        .ancestors()
+        .skip(1)
+        .filter(|above| !above.as_os_str().is_empty())
+        .collect::<Vec<_>>()
+        .iter()
+        .rev()
+    {
+        if delivery.store.find(above)?.is_none_or(|found| found.kind != Kind::Directory) {
+            let mut made = properties.clone();
+            made.meta.mode = 0o755;
+            made.attributes.clear();
+            delivery.directory(above, &made, None)?;
+        }
+    }
+    let _: Stamp = match version.kind {
+        Kind::Directory => delivery.directory(path, &properties, known.as_ref())?,
+        Kind::Link => {
+            let target = entry["target"].as_str().and_then(unescape).ok_or(io::ErrorKind::InvalidData)?;
+            delivery.link(path, target.as_os_str(), &properties, known.as_ref())?
+        }
+        _ => {
+            let content = content.ok_or(io::ErrorKind::InvalidData)?;
+            delivery.file(path, content, &properties, known.as_ref())?.0
+        }
+    };
+    Ok(())
+}

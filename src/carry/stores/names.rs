@@ -1,0 +1,68 @@
+//! How something gets its name on a server that renames: it has a temporary one until it is whole.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::Path;
+
+use super::{ATTEMPTS, Aside, Store, contended};
+use crate::carry::entry::{Kind, Stamp};
+
+/// A store whose server renames what is in one directory.
+pub(super) trait Names: Store {
+    /// A name for what is not whole yet, that nobody else uses.
+    fn temporary(&self) -> OsString;
+
+    /// Gives what is at `from`, of this kind, a name beside it that nothing has; else it fails.
+    fn rename(&self, from: &Path, to: &Path, kind: Kind) -> io::Result<()>;
+
+    /// The same for a file, in the place of the file or link that has the name.
+    fn replace(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Has something written under a temporary name, and then gives it its own. What failed leaves nothing.
+    fn leave(
+        &self,
+        path: &Path,
+        aside: Aside<'_>,
+        write: impl FnOnce(&Path) -> io::Result<Stamp>,
+    ) -> io::Result<Stamp> {
+        let temporary = path.with_file_name(self.temporary());
+        let left = write(&temporary).and_then(|stamp| self.expose(&temporary, path, aside).map(|()| stamp));
+        if left.is_err() {
+            let _ = self.remove(&temporary, Kind::File);
+        }
+        left
+    }
+
+    /// Gives what is called `temporary`, beside it, its name.
+    fn expose(&self, temporary: &Path, path: &Path, aside: Aside<'_>) -> io::Result<()> {
+        for _ in 0..ATTEMPTS {
+            if let Some(found) = self.find(path)? {
+                if let Some(target) = aside(&found, path)? {
+                    self.rename(path, &target, found.kind)?;
+                } else if found.kind == Kind::Directory {
+                    self.remove(path, Kind::Directory)?;
+                } else {
+                    return self.replace(temporary, path);
+                }
+            }
+            match self.rename(temporary, path, Kind::File) {
+                Ok(()) => return Ok(()),
+                // Somebody was faster.
+                Err(_) if self.find(path)?.is_some() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(contended())
+    }
+
+    /// Has the name free for a directory, unless it is one's already.
+    fn clear_for_directory(&self, path: &Path, aside: Aside<'_>) -> io::Result<()> {
+        match self.find(path)? {
+            Some(found) if found.kind != Kind::Directory => match aside(&found, path)? {
+                Some(target) => self.rename(path, &target, found.kind),
+                None => self.remove(path, found.kind),
+            },
+            _ => Ok(()),
+        }
+    }
+}

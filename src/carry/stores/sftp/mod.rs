@@ -1,0 +1,475 @@
+//! A directory of an SFTP server (`sftp://[USER@]HOST[:PORT]/PATH`), by connections that the system's own `ssh` makes.
+//!
+//! A file gets a temporary name, is written, dressed and synced there, and then renamed: to a name that nothing has by a
+//! rename that fails if something has it by then, else by one that replaces. A connection that is lost is an error of
+//! whatever was under way; the next one who needs one makes another.
+//!
+//! The protocol has no way to stay below a directory whatever others do there. That what is above a path are directories, and no
+//! links, is looked at in the same round trip before each step; the account's rights on the server are what bounds the
+//! rest.
+
+mod wire;
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use self::wire::{Attributes, Connection, Reading};
+use super::address::Address;
+use super::names::Names;
+use super::{
+    Aside, Content, Found, Properties, Store, if_there, is_abandoned, is_temporary, parts, temporary,
+};
+use crate::carry::entry::{Kind, Meta, Stamp, Time, is_inner};
+use crate::error::{Error, ErrorKind, Result};
+
+/// How many connections are kept that nobody uses just now: as many as there are deliveries.
+const IDLE: usize = 4;
+
+/// The store.
+pub(super) struct Sftp {
+    address: Address,
+    tag: String,
+    count: AtomicU64,
+    idle: Mutex<Vec<Connection>>,
+    server: OnceLock<Server>,
+}
+
+/// What is known of the server.
+struct Server {
+    /// The destination, absolute.
+    root: Vec<u8>,
+    /// Who owns it, and so what is root's inside.
+    owner: (u32, u32),
+    has_owners: bool,
+    has_links: bool,
+    has_sync: bool,
+}
+
+impl Sftp {
+    /// The store at `destination`, which is `sftp://` and `rest`.
+    pub(super) fn open(destination: &str, rest: &str, tag: &str, at_once: bool) -> Result<Self> {
+        let address = Address::parse(rest).map_err(|why| {
+            Error::new(ErrorKind::Invalid, format!("Cannot carry to '{destination}': {why}"))
+                .advise("write sftp://[USER@]HOST[:PORT]/PATH")
+        })?;
+        let this = Self {
+            address,
+            tag: tag.to_owned(),
+            count: AtomicU64::new(0),
+            idle: Mutex::new(Vec::new()),
+            server: OnceLock::new(),
+        };
+        if at_once {
+            this.server().map_err(|error| {
+                Error::io("Cannot carry to", error).on(destination).advise(
+                    "make the directory there; 'sftp' has to get there without a question, as this user",
+                )
+            })?;
+        }
+        Ok(this)
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut Connection) -> io::Result<T>) -> io::Result<T> {
+        let mut connection = self.take()?;
+        let result = work(&mut connection);
+        let result = result.map_err(|error| connection.explain(error));
+        self.give(connection);
+        result
+    }
+
+    fn take(&self) -> io::Result<Connection> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        idle.map_or_else(|| Connection::new(&self.address), Ok)
+    }
+
+    fn give(&self, connection: Connection) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if !connection.is_fine() {
+            // The others have most likely met the same.
+            let others = std::mem::take(&mut *idle);
+            drop(idle);
+            drop(others);
+        } else if idle.len() < IDLE {
+            idle.push(connection);
+        }
+    }
+
+    fn server(&self) -> io::Result<&Server> {
+        if let Some(server) = self.server.get() {
+            return Ok(server);
+        }
+        let server = self.with(|connection| self.try_out(connection))?;
+        Ok(self.server.get_or_init(|| server))
+    }
+
+    /// Finds out what the server can keep.
+    fn try_out(&self, connection: &mut Connection) -> io::Result<Server> {
+        if !connection.has("posix-rename@openssh.com") {
+            let why = "the server cannot replace a file in one step (posix-rename@openssh.com)";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+        }
+        let root = connection.real_path(start(&self.address.path))?;
+        let attributes = connection.stat(&root)?;
+        if kind(&attributes) != Kind::Directory {
+            return Err(io::ErrorKind::NotADirectory.into());
+        }
+        let path = [&root[..], b"/", self.temporary().as_bytes()].concat();
+        let handle = connection.create(&path)?;
+        let somebody = Attributes { owner: Some((1, 1)), ..Attributes::default() };
+        let has_owners = connection.fsetstat(&handle, &somebody).is_ok();
+        let has_sync = connection.has("fsync@openssh.com") && connection.sync(&handle).is_ok();
+        let closed = connection.close(&handle);
+        connection.remove(&path).and(closed)?;
+        // Some servers have the two names in the other order: what was made says which.
+        let has_links = connection.symlink(b"x", &path).is_ok()
+            && connection.read_link(&path).is_ok_and(|target| target == "x");
+        if has_links {
+            connection.remove(&path)?;
+        }
+        let owner = attributes.owner.unwrap_or_default();
+        Ok(Server { root, owner, has_owners, has_links, has_sync })
+    }
+
+    /// The whole path there. What is above it is asked to be directories.
+    fn whole(&self, server: &Server, connection: &mut Connection, path: &Path) -> io::Result<Vec<u8>> {
+        let (whole, above) = Self::paths(server, path)?;
+        for attributes in connection.lstat_all(&above)? {
+            if kind(&attributes?) != Kind::Directory {
+                return Err(io::ErrorKind::NotADirectory.into());
+            }
+        }
+        Ok(whole)
+    }
+
+    /// The whole path there, and those of what is above it.
+    fn paths(server: &Server, path: &Path) -> io::Result<(Vec<u8>, Vec<Vec<u8>>)> {
+        if path.as_os_str().is_empty() {
+            return Ok((server.root.clone(), Vec::new()));
+        }
+        if !is_inner(path) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let below = |path: &Path| [&server.root[..], b"/", path.as_os_str().as_bytes()].concat();
+        let above = path.ancestors().skip(1).filter(|path| !path.as_os_str().is_empty());
+        Ok((below(path), above.map(below).collect()))
+    }
+
+    /// What is there. What is above it is asked to be directories in the same round trip.
+    fn look(&self, path: &Path) -> io::Result<Found> {
+        let server = self.server()?;
+        let (whole, mut all) = Self::paths(server, path)?;
+        all.push(whole);
+        let mut all = self.with(|connection| connection.lstat_all(&all))?;
+        let last = all.pop().ok_or(io::ErrorKind::InvalidData)?;
+        for above in all {
+            if kind(&above?) != Kind::Directory {
+                return Err(io::ErrorKind::NotADirectory.into());
+            }
+        }
+        last.map(|attributes| self.found(server, &attributes))
+    }
+
+    /// Does something with the whole path.
+    fn at<T>(
+        &self,
+        path: &Path,
+        work: impl FnOnce(&mut Connection, &[u8], &Server) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let server = self.server()?;
+        self.with(|connection| {
+            let path = self.whole(server, connection, path)?;
+            work(connection, &path, server)
+        })
+    }
+
+    /// What belongs to a file beside its time.
+    fn dressed(server: &Server, properties: &Properties, mask: u32) -> Vec<Attributes> {
+        let Meta { mode, uid, gid } = properties.meta;
+        let of = |id, owner| if id == 0 { owner } else { id };
+        let owner = server.has_owners.then(|| (of(uid, server.owner.0), of(gid, server.owner.1)));
+        let owner = owner.map(|owner| Attributes { owner: Some(owner), ..Attributes::default() });
+        // After the owner, which may clear some of it.
+        let mode = Attributes { mode: Some(mode & mask), ..Attributes::default() };
+        owner.into_iter().chain([mode]).collect()
+    }
+
+    fn found(&self, server: &Server, attributes: &Attributes) -> Found {
+        let of = |id, owner| if id == owner { 0 } else { id };
+        let mode = attributes.mode.unwrap_or_default() & 0o1777;
+        let meta = attributes.owner.filter(|_| server.has_owners).map(|(uid, gid)| Meta {
+            mode,
+            uid: of(uid, server.owner.0),
+            gid: of(gid, server.owner.1),
+        });
+        Found { kind: kind(attributes), stamp: stamp(attributes), meta, mode: Some(mode), session: None }
+    }
+}
+
+/// The path as the server is asked: `/~/PATH` is from where it leads those who log in.
+fn start(path: &[u8]) -> &[u8] {
+    match path.strip_prefix(b"/~") {
+        Some(b"" | b"/") => b".",
+        Some([b'/', rest @ ..]) => rest,
+        _ => path,
+    }
+}
+
+fn kind(attributes: &Attributes) -> Kind {
+    attributes.mode.map_or(Kind::Other, Kind::of_mode)
+}
+
+fn modified(attributes: &Attributes) -> Time {
+    Time::new(attributes.times.map_or(0, |times| times.1).into(), 0_u32)
+}
+
+fn stamp(attributes: &Attributes) -> Stamp {
+    if kind(attributes) == Kind::Directory {
+        return Stamp { size: 0, modified: Time::default(), tag: None };
+    }
+    Stamp { size: attributes.size.unwrap_or(0), modified: modified(attributes), tag: None }
+}
+
+/// What the protocol has room for: seconds of 1970 to 2106.
+fn times(modified: Time) -> Attributes {
+    let seconds = u32::try_from(modified.seconds.max(0)).unwrap_or(u32::MAX);
+    Attributes { times: Some((seconds, seconds)), ..Attributes::default() }
+}
+
+impl Store for Sftp {
+    fn lacks(&self) -> Vec<&'static str> {
+        let mut all = vec!["extended attributes, set-id bits, fractions of seconds"];
+        let Some(server) = self.server.get() else { return all };
+        if !server.has_links {
+            all.push("symbolic links");
+        }
+        if !server.has_owners {
+            all.push("owners");
+        }
+        if !server.has_sync {
+            all.push("promise that what it has taken is on its disk");
+        }
+        all
+    }
+
+    fn find(&self, path: &Path) -> io::Result<Option<Found>> {
+        if_there(self.look(path))
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<(OsString, Found)>> {
+        let (server, all) =
+            self.at(path, |connection, whole, _| Ok((self.server()?, connection.list(whole)?)))?;
+        let all = all.into_iter().filter(|(name, _)| !is_temporary(name));
+        Ok(all.map(|(name, attributes)| (name, self.found(server, &attributes))).collect())
+    }
+
+    fn get(&self, path: &Path) -> io::Result<Box<dyn Content + '_>> {
+        let server = self.server()?;
+        let mut connection = self.take()?;
+        let opened = self.whole(server, &mut connection, path).and_then(|whole| {
+            let attributes = connection.lstat(&whole)?;
+            match kind(&attributes) {
+                Kind::File => Ok((connection.open(&whole)?, attributes.size.unwrap_or(0))),
+                // A pipe would be waited for.
+                _ => Err(io::ErrorKind::NotFound.into()),
+            }
+        });
+        match opened {
+            Ok((handle, size)) => {
+                let reading = Reading::new(handle);
+                Ok(Box::new(Download { store: self, connection: Some(connection), reading, size }))
+            }
+            Err(error) => {
+                let error = connection.explain(error);
+                self.give(connection);
+                Err(error)
+            }
+        }
+    }
+
+    fn target(&self, path: &Path) -> io::Result<OsString> {
+        self.at(path, |connection, whole, _| connection.read_link(whole))
+    }
+
+    fn put(
+        &self,
+        path: &Path,
+        content: &mut dyn Content,
+        properties: &Properties,
+        aside: Aside<'_>,
+    ) -> io::Result<Stamp> {
+        self.leave(path, aside, |temporary| {
+            self.at(temporary, |connection, whole, server| {
+                let handle = connection.create(whole)?;
+                // What is asked for of one file is done in the order in which it is asked for: nothing is waited for in between.
+                let sent = (|| {
+                    parts(content, &mut |at, part| connection.write_at(&handle, at, part))?;
+                    if content.has_holes() {
+                        let size = Attributes { size: Some(content.size()), ..Attributes::default() };
+                        connection.fsetstat_later(&handle, &size)?;
+                    }
+                    for attributes in Self::dressed(server, properties, 0o777) {
+                        connection.fsetstat_later(&handle, &attributes)?;
+                    }
+                    connection.fsetstat_later(&handle, &times(properties.modified))?;
+                    if server.has_sync {
+                        connection.sync_later(&handle)?;
+                    }
+                    Ok(())
+                })();
+                // What was sent is answered, whatever became of the rest; and closed.
+                let (done, attributes) = connection.finish(&handle);
+                sent.and(done)?;
+                let attributes = attributes?;
+                if attributes.size != Some(content.size()) {
+                    return Err(io::Error::other("it has another size there than what was written"));
+                }
+                Ok(stamp(&attributes))
+            })
+        })
+    }
+
+    fn link(
+        &self,
+        path: &Path,
+        target: &OsStr,
+        properties: &Properties,
+        aside: Aside<'_>,
+    ) -> io::Result<Stamp> {
+        self.leave(path, aside, |temporary| {
+            self.at(temporary, |connection, whole, server| {
+                if !server.has_links {
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidInput,
+                        "the server makes no symbolic links",
+                    ));
+                }
+                connection.symlink(target.as_bytes(), whole)?;
+                if connection.has("lsetstat@openssh.com") {
+                    let mut all = Self::dressed(server, properties, 0);
+                    // Links have no mode.
+                    all.pop();
+                    for attributes in all.into_iter().chain([times(properties.modified)]) {
+                        let _ = connection.lsetstat(whole, &attributes);
+                    }
+                }
+                Ok(stamp(&connection.lstat(whole)?))
+            })
+        })
+    }
+
+    fn make_directory(&self, path: &Path, properties: &Properties, aside: Aside<'_>) -> io::Result<Stamp> {
+        self.clear_for_directory(path, aside)?;
+        self.at(path, |connection, whole, server| {
+            let made = connection.make_directory(whole);
+            let attributes = connection.lstat(whole);
+            // Somebody else may have been faster.
+            if !attributes.is_ok_and(|attributes| kind(&attributes) == Kind::Directory) {
+                made?;
+                return Err(io::ErrorKind::NotADirectory.into());
+            }
+            for attributes in Self::dressed(server, properties, 0o1777) {
+                match connection.setstat(whole, &attributes) {
+                    // It is another account's, which lets this one write.
+                    Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                    result => result?,
+                }
+            }
+            Ok(stamp(&connection.lstat(whole)?))
+        })
+    }
+
+    fn remove(&self, path: &Path, kind: Kind) -> io::Result<()> {
+        let removed = self.at(path, |connection, whole, _| {
+            if kind != Kind::Directory {
+                return connection.remove(whole);
+            }
+            connection.remove_directory(whole).map_err(|error| match connection.list(whole) {
+                // The protocol has no word for it.
+                Ok(all) if !all.is_empty() => io::ErrorKind::DirectoryNotEmpty.into(),
+                _ => error,
+            })
+        });
+        match removed {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
+    }
+
+    fn sweep(&self, directory: &Path) -> io::Result<()> {
+        let all = self.at(directory, |connection, whole, _| connection.list(whole))?;
+        for (name, attributes) in all {
+            if is_abandoned(&name, &self.tag) {
+                self.remove(&directory.join(&name), kind(&attributes))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Names for Sftp {
+    fn temporary(&self) -> OsString {
+        temporary(&self.tag, self.count.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn rename(&self, from: &Path, to: &Path, _kind: Kind) -> io::Result<()> {
+        self.at(from, |connection, whole, _| connection.rename(whole, &beside(whole, from, to)))
+    }
+
+    fn replace(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.at(from, |connection, whole, _| connection.replace(whole, &beside(whole, from, to)))
+    }
+}
+
+/// The whole path of `to`, which is in the same directory as `from`, whose whole path is `whole`.
+fn beside(whole: &[u8], from: &Path, to: &Path) -> Vec<u8> {
+    let name = |path: &Path| path.file_name().unwrap_or_default().as_bytes().to_vec();
+    [&whole[..whole.len() - name(from).len()], &name(to)].concat()
+}
+
+/// A file that is being read; its connection is its own as long as that lasts.
+struct Download<'a> {
+    store: &'a Sftp,
+    connection: Option<Connection>,
+    reading: Reading,
+    size: u64,
+}
+
+impl Content for Download<'_> {
+    fn size(&self) -> u64 {
+        self.size
+    }
+}
+
+impl Read for Download<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let connection = self.connection.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        self.reading.read(connection, buffer).map_err(|error| connection.explain(error))
+    }
+}
+
+impl Drop for Download<'_> {
+    fn drop(&mut self) {
+        if let Some(mut connection) = self.connection.take() {
+            self.reading.end(&mut connection);
+            self.store.give(connection);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_may_begin_at_home() {
+        for (path, asked) in
+            [("/srv/x", "/srv/x"), ("/~/files", "files"), ("/~", "."), ("/~/", "."), ("/~x", "/~x")]
+        {
+            assert_eq!(start(path.as_bytes()), asked.as_bytes(), "{path}");
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! A terminal for programs that want one.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::process::{Child, Command};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
+
+/// The longest that nothing comes. It only catches hangs: this process has the other end, too, and so there is no end of it.
+const PATIENCE: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
+
+/// A terminal, with somebody at it who reads everything.
+pub struct Terminal {
+    master: File,
+    /// The end that a program has.
+    pub slave: OwnedFd,
+    seen: String,
+}
+
+impl Terminal {
+    /// One of 30 rows and 100 columns.
+    pub fn new() -> Self {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let slave = ioctl_tiocgptpeer(&master, flags).unwrap();
+        let terminal = Self { master: master.into(), slave, seen: String::new() };
+        terminal.resize(30, 100);
+        terminal
+    }
+
+    /// Makes the window another size; nobody is told.
+    pub fn resize(&self, rows: u16, columns: u16) {
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(&self.master, size).unwrap();
+    }
+
+    /// Starts a program that has it as standard input, output and error.
+    pub fn start(&self, mut command: Command) -> Child {
+        let slave = || self.slave.try_clone().unwrap();
+        command.stdin(slave()).stdout(slave()).stderr(slave()).env("TERM", "dumb").spawn().unwrap()
+    }
+
+    /// Types this.
+    pub fn write(&mut self, text: &str) {
+        self.master.write_all(text.as_bytes()).unwrap();
+    }
+
+    /// Reads until `text` is seen; what came before it is forgotten.
+    #[track_caller]
+    pub fn expect(&mut self, text: &str) {
+        loop {
+            if let Some(at) = self.seen.find(text) {
+                self.seen.drain(..at + text.len());
+                return;
+            }
+            let mut fds = [PollFd::new(&self.master, PollFlags::IN)];
+            let come = poll(&mut fds, Some(&PATIENCE)).unwrap();
+            assert!(come > 0, "{text:?} does not come after {:?}", self.seen);
+            let mut bytes = [0; 4096];
+            let got = self.master.read(&mut bytes).unwrap();
+            assert!(got > 0, "{text:?} does not come after {:?}", self.seen);
+            self.seen.push_str(&String::from_utf8_lossy(&bytes[..got]));
+        }
+    }
+}
