@@ -29,14 +29,14 @@ class Load:
         return "write" in self.pattern or "mixed" in self.pattern
 
 
-def lean(run: Running, load: Load, seconds: float) -> dict:
+def lean(run: Running, load: Load, seconds: float, export: str = EXPORT) -> dict:
     """Drives a server with memdev-load."""
-    return _figures(_run(_command(run, load, seconds), seconds + 60))
+    return _figures(_run(_command(run, load, seconds, export), seconds + 60))
 
 
-def _command(run: Running, load: Load, seconds: float) -> list:
+def _command(run: Running, load: Load, seconds: float, export: str = EXPORT) -> list:
     command = [
-        run.tools.load, "run", *run.place(), "--export", EXPORT, "--json",
+        run.tools.load, "run", *run.place(), "--export", export, "--json",
         "--pattern", load.pattern, "--block", load.block, "--span", load.span,
         "--depth", load.depth, "--connections", load.connections,
         "--seconds", FIRST_TOUCH_LIMIT if load.once else seconds,
@@ -109,8 +109,8 @@ def measured(run: Running, client: str, load: Load, seconds: float) -> dict:
 class Held:
     """Connections that stay open, and can be told to work."""
 
-    def __init__(self, run: Running, connections: int, span: str):
-        command = [run.tools.load, "idle", *run.place(), "--export", EXPORT]
+    def __init__(self, run: Running, connections: int, span: str, export: str = EXPORT):
+        command = [run.tools.load, "idle", *run.place(), "--export", export]
         command += ["--connections", str(connections), "--span", span]
         self.process = subprocess.Popen(
             [str(word) for word in command],

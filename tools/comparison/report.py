@@ -53,6 +53,8 @@ def show(value: float | None, metric: str) -> str:
         return f"{value / 1000:.1f} k/s"
     if metric in ("p50", "p99", "mean"):
         return f"{value:.1f} µs"
+    if metric == "gone_seconds":
+        return f"{value:.2f} s"
     if metric in ("beyond", "left", "kept"):
         return f"{value * 100:.2f} %"
     if metric in ("bytes_per_session", "grown"):

@@ -98,6 +98,12 @@ class MemdevUnlocked(Memdev):
     options = ("--lock-memory", "off")
 
 
+class MemdevSealed(Memdev):
+    """With blocks that are encrypted in memory."""
+
+    options = ("--seal",)
+
+
 class Ceiling(Server):
     def version(self, tools):
         return host.version(str(tools.load), "--version")
@@ -172,6 +178,10 @@ ALL = [
     ),
     MemdevUnlocked(
         "memdev-unlocked", private=True, peer=False, rows=("randwrite-32", "write-128k-first", "mixed-64")
+    ),
+    MemdevSealed(
+        "memdev-sealed", private=True, peer=False,
+        rows=("randread-32", "randwrite-32", "written-read-32", "read-128k", "write-128k-first", "mixed-64", "end-8g"),
     ),
     MemdevSimple("memdev-simple", private=True, peer=False, rows=("fio-randread", "fio-randwrite")),
 ]
@@ -273,6 +283,18 @@ class Running:
                 raise Failed(f"{self.server.name} keeps {now}, before it had {before or last}")
             last = now
             time.sleep(0.5)
+
+    def goes_quiet(self) -> None:
+        """Waits until it works for less than a tenth of a second in one."""
+        end = time.monotonic() + 60
+        before = procs.cpu_seconds(self.pid)
+        while time.monotonic() < end:
+            time.sleep(1)
+            now = procs.cpu_seconds(self.pid)
+            if now - before < 0.1:
+                return
+            before = now
+        raise Failed(f"{self.server.name} does not come to rest beside a crowd that does nothing")
 
     def certificates(self) -> Path:
         """A folder with a CA, and with a certificate of it for this server and its key."""
