@@ -105,10 +105,7 @@ impl fmt::Display for Error {
             write!(f, " {subject}")?;
         }
         if let Some(source) = &self.source {
-            // The standard library appends "(os error N)", which helps nobody who reads one line.
-            let text = source.to_string();
-            let text = text.split(" (os error").next().unwrap_or(&text);
-            write!(f, ": {}", text.to_lowercase())?;
+            write!(f, ": {}", plain(source))?;
         }
         if let Some(advice) = self.advice {
             write!(f, "; {advice}")?;
@@ -120,6 +117,17 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.source.as_ref().map(|e| e as _)
+    }
+}
+
+/// What an error says, as it goes into the middle of a line. The system's own begin in lower case, and lose the
+/// "(os error N)" that the standard library adds, which helps nobody; what others say stays as it is, as it may name
+/// paths and variables.
+pub(crate) fn plain(error: &io::Error) -> String {
+    let text = error.to_string();
+    match error.raw_os_error() {
+        Some(_) => text.split(" (os error").next().unwrap_or(&text).to_lowercase(),
+        None => text,
     }
 }
 
@@ -136,6 +144,23 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "Cannot open image /no/such.img: no such file or directory; give the path of a raw disk image"
+        );
+    }
+
+    #[test]
+    fn what_others_say_keeps_its_names_and_what_is_behind_a_number() {
+        let text = "set AWS_REGION in /Home/x (os error 5 is what it means)";
+        assert_eq!(
+            Error::io("Cannot sign", io::Error::other(text)).to_string(),
+            format!("Cannot sign: {text}")
+        );
+        let inner = io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("ssh: {}", plain(&io::Error::from_raw_os_error(2))),
+        );
+        assert_eq!(
+            Error::io("Cannot connect", inner).to_string(),
+            "Cannot connect: ssh: no such file or directory"
         );
     }
 

@@ -325,16 +325,23 @@ fn idle_sessions_are_small() {
     let (_dir, _image, server) = serve(10 * GIB, &[]);
     drop(server.client("base"));
     let before = server.usage();
-    let mut sessions: Vec<Client> = (0..400).map(|_| server.client("base")).collect();
-    for client in &mut sessions {
-        client.read(4 * MIB, 4096);
-    }
-    let now = server.usage();
-    assert_eq!(now.threads, before.threads, "no thread of its own");
-    let each = now.private.saturating_sub(before.private) / 400;
-    assert!(each <= 8 << 10, "an idle session takes {each} bytes");
+    let mut sessions: Vec<Client> = Vec::new();
+    // What the server touches once, at whatever time, is in one of the two at most.
+    let mut grow = || {
+        let before = server.usage();
+        let mut more: Vec<Client> = (0..400).map(|_| server.client("base")).collect();
+        for client in &mut more {
+            client.read(4 * MIB, 4096);
+        }
+        sessions.append(&mut more);
+        let now = server.usage();
+        assert_eq!(now.threads, before.threads, "no thread of its own");
+        now.private.saturating_sub(before.private) / 400
+    };
+    let each = [grow(), grow()];
+    assert!(each[0].min(each[1]) <= 8 << 10, "an idle session takes {each:?} bytes");
     drop(sessions);
-    server.settles_at(before, 400 * (8 << 10));
+    server.settles_at(before, 800 * (8 << 10));
 }
 
 #[test]

@@ -27,7 +27,7 @@ mod user;
 pub(crate) use privileges::{empty_cores, forbid_dumps};
 pub use user::User;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, plain};
 use crate::sys;
 use filter::Purpose;
 use rustix::thread::{CapabilitySet, capabilities};
@@ -163,9 +163,7 @@ impl Entered {
 
     fn note(&mut self, what: &str, done: std::io::Result<()>) {
         if let Err(error) = done {
-            let why = error.to_string().to_lowercase();
-            let why = why.split(" (os error").next().unwrap_or(&why);
-            self.missing.push(format!("{what} are not denied ({why})"));
+            self.missing.push(format!("{what} are not denied ({})", plain(&error)));
         }
     }
 

@@ -21,7 +21,7 @@ use super::signals::Signals;
 use super::terminal::{self, Relay};
 use super::{Ended, Network, cgroup, child, cores, door, ids, init, privileges};
 use crate::attach::control;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, plain};
 use crate::sys;
 
 /// What is to be run in a private root that runs already.
@@ -266,7 +266,7 @@ impl Inside<'_> {
         say(&json!({}), &outer.iter().map(AsFd::as_fd).collect::<Vec<_>>()).map_err(failed)?;
         drop(outer);
         let error = ready.execute(inner.as_ref().map(AsFd::as_fd));
-        let why = format!("Cannot run {}: {error}", command::shown(self.order).display());
+        let why = format!("Cannot run {}: {}", command::shown(self.order).display(), plain(&error));
         say(&json!({ "trouble": why, "status": command::status_of(&error) }), &[]).map_err(failed)
     }
 }

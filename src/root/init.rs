@@ -22,7 +22,7 @@ use super::signals::Signals;
 use super::talk::{self, Yield};
 use super::{Network, child, copies, places, privileges};
 use crate::attach::control;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, plain};
 use crate::sys;
 
 /// The exit status when it was the launcher that ended.
@@ -130,7 +130,7 @@ impl Init<'_> {
         let (outer, inner) = ready.terminal(size)?.unzip();
         let (command, trouble) = start(&ready, inner.as_ref())?;
         if let Some(error) = trouble {
-            let why = format!("Cannot run {}: {error}", command::shown(&order).display());
+            let why = format!("Cannot run {}: {}", command::shown(&order).display(), plain(&error));
             let told = json!({ "trouble": why, "status": command::status_of(&error) });
             return Ok((told, Vec::new()));
         }

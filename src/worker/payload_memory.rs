@@ -2,7 +2,7 @@
 
 use super::sealed::RECORDS;
 use super::{ServerConfig, default_budget};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, plain};
 use crate::limits::{INPUT_BYTES, SEALED_BYTES};
 use crate::overlay::{OverflowFile, Pool};
 use crate::sys::{Buffer, Hiding};
@@ -116,7 +116,7 @@ fn keep_out(mode: LockMemory, pool: &Pool, buffers: &[Buffers]) -> Result<()> {
         io::ErrorKind::Unsupported => (ErrorKind::Unsupported, "it takes Linux 5.18"),
         _ => (ErrorKind::Denied, "raise ulimit -l (LimitMEMLOCK=), or start it as root"),
     };
-    let why = format!("cannot lock {} KiB: {error}", bytes.div_ceil(1 << 10));
+    let why = format!("cannot lock {} KiB: {}", bytes.div_ceil(1 << 10), plain(&error));
     if mode == LockMemory::Require {
         let why = format!("What sessions write would not stay out of swap: {why}");
         return Err(Error::new(kind, why).advise(how));

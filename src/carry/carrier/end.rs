@@ -17,6 +17,7 @@ use crate::carry::report::Report;
 use crate::carry::spool;
 use crate::carry::status::Status;
 use crate::carry::watch::Look;
+use crate::error::plain;
 
 impl<'a> Main<'a> {
     /// Delivers all that is left, as long as some of it can be; the rest goes into the spool.
@@ -156,7 +157,7 @@ impl Shared<'_> {
                         self.notes.add(format!("{} has been removed at the destination by somebody else", escape(&path)));
                     }
                 }
-                Err(error) => self.notes.add(format!("{} cannot be checked: {error}", escape(&path))),
+                Err(error) => self.notes.add(format!("{} cannot be checked: {}", escape(&path), plain(&error))),
             }
         }
     }

@@ -4,12 +4,12 @@ use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::work::plain;
 use super::{Shared, State};
 use crate::carry::entry::{Kind, Version, escape};
 use crate::carry::known::Known;
 use crate::carry::queue::Rank;
 use crate::carry::watch::Look;
+use crate::error::plain;
 
 impl Shared<'_> {
     /// Remembers everything as it is at the beginning, so that only what changes is carried.
@@ -54,7 +54,11 @@ impl Shared<'_> {
             }
             Err(error) => {
                 self.lock().rescan = true;
-                return self.notes.add(format!("/{} cannot be read: {error}", escape(self.tree.place())));
+                return self.notes.add(format!(
+                    "/{} cannot be read: {}",
+                    escape(self.tree.place()),
+                    plain(&error)
+                ));
             }
         }
         let mut left: Vec<_> = match look {
@@ -88,8 +92,11 @@ impl Shared<'_> {
                     continue;
                 }
                 Err(error) => {
-                    self.notes
-                        .add(format!("/{} cannot be read: {error}", escape(&self.tree.whole(&directory))));
+                    self.notes.add(format!(
+                        "/{} cannot be read: {}",
+                        escape(&self.tree.whole(&directory)),
+                        plain(&error)
+                    ));
                     continue;
                 }
             };

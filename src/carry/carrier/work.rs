@@ -10,6 +10,7 @@ use crate::carry::entry::{Kind, Time, Version, escape};
 use crate::carry::known::Known;
 use crate::carry::queue::{LONGEST_DELAY, delay};
 use crate::carry::stores::Properties;
+use crate::error::plain;
 
 /// How soon a file is looked at again that somebody writes, at the latest.
 const AFTER_BUSY: Duration = Duration::from_secs(1);
@@ -230,10 +231,4 @@ fn is_about_this_file(error: &io::Error) -> bool {
             | Kind::NotFound
             | Kind::FileTooLarge
     )
-}
-
-/// An error without the number that the standard library adds.
-pub(super) fn plain(error: &io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error").next().unwrap_or(&text).to_lowercase()
 }

@@ -9,7 +9,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use rustix::fs::MemfdFlags;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, plain};
 
 /// The most that is told of what the program has said, in bytes.
 const SAID_MAX: u64 = 1000;
@@ -52,7 +52,9 @@ impl Age {
         let said = File::from(rustix::fs::memfd_create("age", MemfdFlags::CLOEXEC)?);
         let mut command = Command::new("age");
         command.args(arguments).stdin(input).stdout(output).stderr(said.try_clone()?);
-        let child = command.spawn().map_err(|error| io::Error::new(error.kind(), format!("age: {error}")))?;
+        let child = command
+            .spawn()
+            .map_err(|error| io::Error::new(error.kind(), format!("age: {}", plain(&error))))?;
         Ok(Self { child, said })
     }
 

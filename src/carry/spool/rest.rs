@@ -14,7 +14,7 @@ use crate::carry::entry::{Kind, Time, escape};
 use crate::carry::known::Known;
 use crate::carry::stores::{self, Session};
 use crate::carry::tree::{Source, Tree};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, plain};
 
 /// What is to be written.
 pub(crate) struct Rest<'a> {
@@ -156,7 +156,7 @@ pub(super) struct Written {
 
 impl Written {
     pub(super) fn miss(&mut self, path: &Path, error: &io::Error) {
-        self.missing.push(format!("{} is LOST: it cannot be read: {error}", escape(path)));
+        self.missing.push(format!("{} is LOST: it cannot be read: {}", escape(path), plain(error)));
     }
 }
 

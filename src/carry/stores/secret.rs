@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
+use crate::error::plain;
+
 /// The longest file that is read, in bytes.
 const LENGTH_MAX: u64 = 1 << 20;
 
@@ -26,7 +28,8 @@ pub(super) fn place(name: &str, at_home: &str) -> Option<PathBuf> {
 /// # Errors
 /// What the system says; `InvalidData` if others may use it and `is_private`.
 pub(super) fn read(path: &Path, is_private: bool) -> io::Result<Option<Zeroizing<String>>> {
-    let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let named =
+        |error: io::Error| io::Error::new(error.kind(), format!("{}: {}", path.display(), plain(&error)));
     let file = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file.map_err(named)?,

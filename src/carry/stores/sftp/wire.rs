@@ -16,6 +16,7 @@ use rustix::fs::MemfdFlags;
 
 use crate::carry::stores::address::Address;
 use crate::carry::stores::is_name;
+use crate::error::plain;
 
 const INIT: u8 = 1;
 const VERSION: u8 = 2;
@@ -298,8 +299,9 @@ impl Connection {
         }
         command.args(["-s", "--", &address.host, "sftp"]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(said.try_clone()?);
-        let mut ssh =
-            command.spawn().map_err(|error| io::Error::new(error.kind(), format!("ssh: {error}")))?;
+        let mut ssh = command
+            .spawn()
+            .map_err(|error| io::Error::new(error.kind(), format!("ssh: {}", plain(&error))))?;
         let (to, from) = (ssh.stdin.take(), ssh.stdout.take().ok_or_else(out_of_step)?);
         let mut this = Self {
             ssh,
