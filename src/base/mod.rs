@@ -14,9 +14,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sys::{KernelSpan, Mapping};
 use residency::Residency;
 use rustix::fs::OFlags;
+use rustix::io::ReadWriteFlags;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities};
 use std::fs::{File, FileType, Metadata};
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
@@ -204,6 +205,24 @@ impl Image {
     /// # Errors
     /// When the file is shorter by now, or the disk fails.
     pub fn warm(&self, range: Range<u64>) -> io::Result<()> {
+        self.warm_by(range, |buffer, at| self.file.read_at(buffer, at))
+    }
+
+    /// As [`Image::warm`], if nobody has to wait for the disk, and whether it was so.
+    #[must_use]
+    pub fn warm_without_waiting(&self, range: Range<u64>) -> bool {
+        let read = |buffer: &mut [u8], at| {
+            let buffers = &mut [IoSliceMut::new(buffer)];
+            Ok(rustix::io::preadv2(&self.file, buffers, at, ReadWriteFlags::NOWAIT)?)
+        };
+        self.warm_by(range, read).is_ok()
+    }
+
+    fn warm_by(
+        &self,
+        range: Range<u64>,
+        read: impl Fn(&mut [u8], u64) -> io::Result<usize>,
+    ) -> io::Result<()> {
         let length = self.length_now();
         for run in self.extents.runs(range).filter(|run| run.data) {
             let bytes = run.range();
@@ -211,7 +230,12 @@ impl Image {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             if !self.residency.is_seen(&bytes) {
-                self.read_through(&bytes)?;
+                // Most of what is cold is asked for by the block, and zeroes take time, too.
+                if bytes.end - bytes.start <= 4 << 10 {
+                    read_through(&bytes, &mut [0; 4 << 10], &read)?;
+                } else {
+                    read_through(&bytes, &mut [0; 64 << 10], &read)?;
+                }
                 self.residency.set_seen(&bytes);
             }
         }
@@ -228,16 +252,15 @@ impl Image {
             })
     }
 
-    /// Reads as a program would, so that the kernel reads ahead for those who read in sequence and only then.
-    fn read_through(&self, bytes: &Range<u64>) -> io::Result<()> {
-        let mut buffer = [0; 64 << 10];
-        let mut at = bytes.start;
-        while at < bytes.end {
-            let len = (bytes.end - at).min(buffer.len() as u64);
-            self.file.read_exact_at(&mut buffer[..usize::try_from(len).unwrap_or(0)], at)?;
-            at += len;
+    /// Has the kernel begin to read the data of `range`, for a call of [`Image::warm`] that follows. Does not wait for the disk,
+    /// but for what finds out where on it the data lies.
+    pub fn expect(&self, range: Range<u64>) {
+        for run in self.extents.runs(range).filter(|run| run.data) {
+            let bytes = run.range();
+            if !self.residency.is_seen(&bytes) {
+                self.mapping.expect(bytes);
+            }
         }
-        Ok(())
     }
 
     /// Forgets what was seen in memory and is there no longer, so that the next read of it does not make a worker
@@ -245,6 +268,25 @@ impl Image {
     pub fn recheck_residency(&self) {
         self.residency.recheck(&self.mapping, self.is_told);
     }
+}
+
+/// Reads as a program would, so that the kernel reads ahead for those who read in sequence and only then.
+fn read_through(
+    bytes: &Range<u64>,
+    buffer: &mut [u8],
+    read: &impl Fn(&mut [u8], u64) -> io::Result<usize>,
+) -> io::Result<()> {
+    let mut at = bytes.start;
+    while at < bytes.end {
+        let len = (bytes.end - at).min(buffer.len() as u64);
+        match read(&mut buffer[..usize::try_from(len).unwrap_or(0)], at) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(got) => at += got as u64,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn cannot_open(path: &Path, error: io::Error) -> Error {
@@ -480,6 +522,27 @@ mod tests {
         assert!(image.is_warm(0..300_000));
         image.recheck_residency();
         assert!(image.is_warm(123..124));
+    }
+
+    #[test]
+    fn what_is_on_the_disk_only_is_not_waited_for_and_comes_when_it_is_expected() {
+        const SIZE: u64 = 4 << 20;
+        // Not where temporary files may be in memory.
+        let mut file = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
+        file.write_all(&vec![5; 4 << 20]).unwrap();
+        file.as_file().sync_all().unwrap();
+        let image = Image::open(file.path()).unwrap();
+        rustix::fs::fadvise(file.as_file(), 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        assert!(!image.is_warm_after_a_look(0..SIZE), "the kernel has dropped it");
+        assert!(!image.warm_without_waiting(0..SIZE));
+        assert!(!image.is_warm(0..SIZE));
+        image.expect(4096 + 5..SIZE);
+        let start = std::time::Instant::now();
+        while !image.warm_without_waiting(4096..SIZE) {
+            assert!(start.elapsed().as_secs() < 60, "the kernel reads what it was told of");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        assert!(image.is_warm(4096..SIZE) && !image.is_warm(0..1));
     }
 
     #[test]

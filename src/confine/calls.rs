@@ -31,6 +31,7 @@ pub(super) const HOT: &[c_long] = &[
     libc::SYS_sched_yield,
     libc::SYS_mincore,
     libc::SYS_pread64,
+    libc::SYS_preadv2,
     libc::SYS_madvise,
 ];
 

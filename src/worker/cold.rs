@@ -1,7 +1,7 @@
 //! Whoever may wait for a disk: threads that bring base pages into memory, and one that sees which have gone.
 
 use super::Shared;
-use super::mailbox::{Mailbox, Message};
+use super::mailbox::{Done, Mailbox, Message};
 use crate::base::Source;
 use crate::error::ErrorKind;
 use crate::sys;
@@ -10,43 +10,77 @@ use crossbeam::channel::{Receiver, RecvTimeoutError};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// An order to the warmers.
+/// An order to the warmers, or the movers.
 #[derive(Debug)]
 pub(super) enum Order {
-    /// Bring pages into memory, and tell connection `token` of `worker`.
-    Warm { worker: usize, token: u64, warm: Warm },
+    /// Bring into memory what connection `token` of `worker` needs, and tell it.
+    Warm { worker: usize, token: u64, warms: Vec<Warm> },
     /// End.
     Stop,
 }
 
 /// Bytes of an order that are brought in before it is somebody else's turn.
 const SLICE: u64 = 1 << 20;
+/// The most parts that are one order, together no longer than a slice. To wake a thread for each of them takes more time than to read
+/// them, where the disk is quick.
+const TOGETHER: usize = 8;
+
+/// How many of the first of these, of which there is one, go together as one order.
+pub(super) fn fit_together(warms: &[Warm]) -> usize {
+    count_together(warms.iter().map(|warm| match warm.need {
+        Need::Base => warm.range.end - warm.range.start,
+        Need::Blocks(_) | Need::Room => u64::MAX,
+    }))
+}
+
+fn count_together(lengths: impl Iterator<Item = u64>) -> usize {
+    lengths.take(TOGETHER).take_while(|&length| length <= SLICE / TOGETHER as u64).count().max(1)
+}
 
 /// A warmer's life.
 pub(super) fn warm(orders: &Receiver<Order>, shared: &Shared) {
-    while let Ok(Order::Warm { worker, token, mut warm }) = orders.recv() {
-        if warm.cancelled.load(Ordering::Relaxed) || shared.stopping.load(Ordering::Acquire) {
-            continue;
+    while let Ok(Order::Warm { worker, token, warms }) = orders.recv() {
+        // So that the disk does them all at once. Not where one follows the other: then the kernel reads ahead, further than this.
+        if !warms.windows(2).any(|pair| pair[0].range.end == pair[1].range.start) {
+            warms.iter().skip(1).for_each(|warm| warm.session.device().image().expect(warm.range.clone()));
         }
-        let range = warm.range.start..warm.range.end.min(warm.range.start + SLICE);
-        let readable = match warm.session.device().image().warm(range.clone()) {
-            Ok(()) if range.end < warm.range.end => {
-                // A long order goes to the end of the line, so that short ones do not wait for all of it.
-                warm.range.start = range.end;
-                // The receivers live as long as the warmers do.
-                let _ = shared.cold.send(Order::Warm { worker, token, warm });
-                continue;
-            }
-            Ok(()) => true,
-            Err(error) => {
-                shared
-                    .lines
-                    .unreadable
-                    .say(|omitted| tracing::warn!(?range, %error, omitted, "base image cannot be read"));
-                false
+        let mut done = Vec::with_capacity(warms.len());
+        // To be told costs the worker a turn, so it is told of all that is there before somebody waits for the next.
+        let tell = |done: &mut Vec<Done>| {
+            if !done.is_empty() {
+                let message = Message::Warmed { token, done: std::mem::take(done) };
+                shared.mailboxes[worker].send(message);
             }
         };
-        shared.mailboxes[worker].send(Message::Warmed { token, ticket: warm.ticket, readable });
+        for mut warm in warms {
+            if warm.cancelled.load(Ordering::Relaxed) || shared.stopping.load(Ordering::Acquire) {
+                continue;
+            }
+            let range = warm.range.start..warm.range.end.min(warm.range.start + SLICE);
+            let image = warm.session.device().image();
+            if !image.warm_without_waiting(range.clone()) {
+                tell(&mut done);
+            }
+            let is_readable = match image.warm(range.clone()) {
+                Ok(()) if range.end < warm.range.end => {
+                    // A long order goes to the end of the line, so that short ones do not wait for all of it.
+                    warm.range.start = range.end;
+                    // The receivers live as long as the warmers do.
+                    let _ = shared.cold.send(Order::Warm { worker, token, warms: vec![warm] });
+                    continue;
+                }
+                Ok(()) => true,
+                Err(error) => {
+                    shared
+                        .lines
+                        .unreadable
+                        .say(|omitted| tracing::warn!(?range, %error, omitted, "base image cannot be read"));
+                    false
+                }
+            };
+            done.push(Done { ticket: warm.ticket, is_readable });
+        }
+        tell(&mut done);
     }
 }
 
@@ -63,58 +97,64 @@ const PATIENCE: u32 = 20;
 pub(super) fn move_blocks(orders: &Receiver<Order>, shared: &Shared) {
     let registry = &shared.registry;
     loop {
-        let (worker, token, warm) = match orders.recv_timeout(TIDY) {
-            Ok(Order::Warm { worker, token, warm }) => (worker, token, warm),
+        let (worker, token, warms) = match orders.recv_timeout(TIDY) {
+            Ok(Order::Warm { worker, token, warms }) => (worker, token, warms),
             Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             Err(RecvTimeoutError::Timeout) => {
                 registry.pool().overflow().into_iter().for_each(|overflow| while overflow.tidy() {});
                 continue;
             }
         };
-        if warm.cancelled.load(Ordering::Relaxed) || shared.stopping.load(Ordering::Acquire) {
-            continue;
-        }
-        if let Err(error) = registry.make_room() {
-            let left = registry.total().away();
-            shared.lines.unreadable.say(|omitted| {
-                tracing::warn!(%error, away = left, omitted, "--overflow takes no more");
-            });
-        }
-        let readable = match &warm.need {
-            Need::Room | Need::Base => true,
-            Need::Blocks(view) => {
-                let overlay = warm.session.device().overlay();
-                let size = overlay.block_size();
-                let blocks = size.index_of(warm.range.start)..size.blocks_for(warm.range.end);
-                // Little by little, and what was not used lately goes out for what comes in: also where the file is full.
-                let mut parts = blocks
-                    .clone()
-                    .step_by(BLOCKS_AT_ONCE)
-                    .map(|at| at..blocks.end.min(at + BLOCKS_AT_ONCE as u64));
-                let brought = parts.try_for_each(|part| {
-                    let mut brought = overlay.bring_in(view.as_deref(), part.clone());
-                    // All slots are taken by what others wait for, who are served in a moment.
-                    for _ in 0..PATIENCE {
-                        if brought != Err(ErrorKind::OutOfSpace) {
-                            break;
-                        }
-                        std::thread::sleep(TIDY / PATIENCE);
-                        let _ = registry.make_room();
-                        brought = overlay.bring_in(view.as_deref(), part.clone());
-                    }
-                    let _ = registry.make_room();
-                    brought
-                });
-                if let Err(kind) = brought {
-                    shared.lines.unreadable.say(|omitted| {
-                        tracing::warn!(?kind, omitted, "blocks cannot be brought back from --overflow");
-                    });
-                }
-                brought.is_ok()
-            }
-        };
-        shared.mailboxes[worker].send(Message::Warmed { token, ticket: warm.ticket, readable });
+        warms.iter().for_each(|warm| move_block(worker, token, warm, shared));
     }
+}
+
+fn move_block(worker: usize, token: u64, warm: &Warm, shared: &Shared) {
+    let registry = &shared.registry;
+    if warm.cancelled.load(Ordering::Relaxed) || shared.stopping.load(Ordering::Acquire) {
+        return;
+    }
+    if let Err(error) = registry.make_room() {
+        let left = registry.total().away();
+        shared.lines.unreadable.say(|omitted| {
+            tracing::warn!(%error, away = left, omitted, "--overflow takes no more");
+        });
+    }
+    let is_readable = match &warm.need {
+        Need::Room | Need::Base => true,
+        Need::Blocks(view) => {
+            let overlay = warm.session.device().overlay();
+            let size = overlay.block_size();
+            let blocks = size.index_of(warm.range.start)..size.blocks_for(warm.range.end);
+            // Little by little, and what was not used lately goes out for what comes in: also where the file is full.
+            let mut parts = blocks
+                .clone()
+                .step_by(BLOCKS_AT_ONCE)
+                .map(|at| at..blocks.end.min(at + BLOCKS_AT_ONCE as u64));
+            let brought = parts.try_for_each(|part| {
+                let mut brought = overlay.bring_in(view.as_deref(), part.clone());
+                // All slots are taken by what others wait for, who are served in a moment.
+                for _ in 0..PATIENCE {
+                    if brought != Err(ErrorKind::OutOfSpace) {
+                        break;
+                    }
+                    std::thread::sleep(TIDY / PATIENCE);
+                    let _ = registry.make_room();
+                    brought = overlay.bring_in(view.as_deref(), part.clone());
+                }
+                let _ = registry.make_room();
+                brought
+            });
+            if let Err(kind) = brought {
+                shared.lines.unreadable.say(|omitted| {
+                    tracing::warn!(?kind, omitted, "blocks cannot be brought back from --overflow");
+                });
+            }
+            brought.is_ok()
+        }
+    };
+    let done = vec![Done { ticket: warm.ticket, is_readable }];
+    shared.mailboxes[worker].send(Message::Warmed { token, done });
 }
 
 /// Seconds without anybody coming, leaving or being taken apart, after which the allocator gives back what it held for those
@@ -144,5 +184,21 @@ pub(super) fn watch(shared: &Shared) {
             sys::heap::trim();
             freed = QUIET.last() != Some(&quiet);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_short_goes_together_and_no_more_than_a_slice_of_it() {
+        let together = |lengths: &[u64]| count_together(lengths.iter().copied());
+        assert_eq!(together(&[4096]), 1);
+        assert_eq!(together(&[4096; 3]), 3);
+        assert_eq!(together(&[128 << 10; 20]), TOGETHER);
+        assert_eq!(together(&[4096, 4096, (128 << 10) + 1, 4096]), 2);
+        assert_eq!(together(&[u64::MAX, 4096]), 1);
+        const { assert!(TOGETHER as u64 * (128 << 10) <= SLICE) };
     }
 }

@@ -1,7 +1,7 @@
 //! A worker: one event loop, and the connections that were given to it.
 
 use super::Shared;
-use super::cold::Order;
+use super::cold::{self, Order};
 use super::connection::{Connection, Next, Tools};
 use super::hold::GRACE;
 use super::mailbox::{Inbox, Message};
@@ -172,9 +172,9 @@ impl Worker {
                 }
                 Message::StopListening => self.give_way(),
                 Message::CapsChanged => self.go_on_with_paced(None),
-                Message::Warmed { token, ticket, readable } => {
+                Message::Warmed { token, done } => {
                     if let Some(connection) = self.connections.get_mut(&token) {
-                        connection.warmed(ticket, readable);
+                        done.into_iter().for_each(|done| connection.warmed(done.ticket, done.is_readable));
                         // One that waits for its client to read must not make more for it to read; one whose turn
                         // comes anyway needs no other.
                         if !matches!(
@@ -233,10 +233,12 @@ impl Worker {
     pub(super) fn drive(&mut self, token: u64) {
         let Some(connection) = self.connections.get_mut(&token) else { return };
         let next = connection.drive(&mut self.tools, &self.shared);
-        for warm in self.tools.orders.drain(..) {
+        let orders = &mut self.tools.orders;
+        while !orders.is_empty() {
+            let to = if matches!(orders[0].need, Need::Base) { &self.shared.cold } else { &self.shared.away };
+            let warms = orders.drain(..cold::fit_together(orders)).collect();
             // They live as long as the workers do.
-            let to = if matches!(warm.need, Need::Base) { &self.shared.cold } else { &self.shared.away };
-            let _ = to.send(Order::Warm { worker: self.index, token, warm });
+            let _ = to.send(Order::Warm { worker: self.index, token, warms });
         }
         match next {
             Next::Close => return self.close(token),

@@ -19,10 +19,17 @@ pub(super) enum Message {
     Resumed(Stream, Box<Handshake>, Vec<u8>),
     /// Another server accepts from now on.
     StopListening,
-    /// The base pages that connection `token` had ordered under `ticket` are here, or cannot be read.
-    Warmed { token: u64, ticket: u64, readable: bool },
+    /// What connection `token` had ordered under these tickets is here, or cannot be read.
+    Warmed { token: u64, done: Vec<Done> },
     /// A session's caps were changed.
     CapsChanged,
+}
+
+/// An order that is done.
+#[derive(Debug)]
+pub(super) struct Done {
+    pub(super) ticket: u64,
+    pub(super) is_readable: bool,
 }
 
 /// The sending end, known to all threads.

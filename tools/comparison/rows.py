@@ -81,6 +81,12 @@ class Bench:
         host.touch(self.tools.load, memory)
 
 
+    def chill(self, image: Path) -> None:
+        """The same for an image that is to be cold: what the page cache takes for it is touched before."""
+        host.chill(image)
+        host.touch(self.tools.load, "6G")
+
+
 @dataclass(frozen=True)
 class LoadRow(Row):
     """A load on the warm image of 1 GiB."""
@@ -272,7 +278,7 @@ class ColdRow(Row):
 
     def measure(self, server, bench):
         image = bench.random_image(8 * GIB)
-        host.chill(image)
+        bench.chill(image)
         with server.start(bench.tools, [(EXPORT, image)], self.transport) as run:
             return clients.measured(run, "lean", Load("randread", depth=32, span="8G"), bench.seconds)
 
@@ -288,8 +294,8 @@ class NeighbourRow(Row):
 
     def measure(self, server, bench):
         cold, warm = bench.random_image(8 * GIB), bench.random_image(GIB)
-        host.chill(cold)
-        bench.prepare(warm, "256M")
+        bench.chill(cold)
+        host.warm(warm)
         load = Load("randread")
         with server.start(bench.tools, [(EXPORT, warm), ("cold", cold)], self.transport) as run:
             # All of the warm image through the server once, so that it knows what it has in memory.
