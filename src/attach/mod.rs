@@ -39,6 +39,7 @@ pub(crate) mod record;
 mod serving;
 mod usage;
 
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -121,6 +122,8 @@ pub struct Options {
     pub program: PathBuf,
     /// Whether the daemon is killed when the thread that attaches ends: for a launcher whose devices must not outlive it.
     pub die_with_parent: bool,
+    /// Whether it will be [`Attached::keep_while_used`]: then a loop device is made so from the beginning, which is faster.
+    pub while_used: bool,
 }
 
 /// A device that is ready, and does not stay: it is detached when this is dropped, unless it is [kept](Attached::keep).
@@ -160,7 +163,7 @@ impl Attached {
             return Err(Error::new(ErrorKind::Unsupported, why).advise("use --backend fuse"));
         }
         let failed = |error| Error::io("Cannot narrow down", error).on_path(self.device.path());
-        let mut options = std::fs::File::options();
+        let mut options = File::options();
         let file = options.read(true).write(!self.record.read_only);
         let file = file.open(self.device.path()).map_err(failed)?;
         loop_device::narrow(&file, offset, length).map_err(failed)?;
@@ -183,24 +186,30 @@ impl Attached {
     ///
     /// # Errors
     /// Its daemon died in the meantime, or the kernel refuses; the device is taken away then.
-    pub fn keep_while_used(mut self) -> Result<(std::fs::File, Keeper)> {
+    pub fn keep_while_used(mut self) -> Result<(File, Keeper)> {
         let failed = |error| Error::io("Cannot hand over", error).on_path(self.device.path());
-        let writes = !self.record.read_only;
-        let file =
-            std::fs::File::options().read(true).write(writes).open(self.device.path()).map_err(failed)?;
-        let id = self.undo.as_ref().map_or("", |made| made.entry.id());
-        if nbd::is_one(&self.device) {
-            nbd::release_with_last_user(&self.device, id, &file).map_err(failed)?;
-        } else {
-            loop_device::release_with_last_user(&file).map_err(failed)?;
-        }
+        let file = match self.undo.as_mut().and_then(|made| made.open.take()) {
+            // It is one of these already.
+            Some(file) => file,
+            None => {
+                let writes = !self.record.read_only;
+                let file =
+                    File::options().read(true).write(writes).open(self.device.path()).map_err(failed)?;
+                let id = self.undo.as_ref().map_or("", |made| made.entry.id());
+                if nbd::is_one(&self.device) {
+                    nbd::release_with_last_user(&self.device, id, &file).map_err(failed)?;
+                } else {
+                    loop_device::release_with_last_user(&file).map_err(failed)?;
+                }
+                file
+            }
+        };
         let gone = || Error::new(ErrorKind::NotFound, "The device has been taken away");
-        let Made { device, entry, directory, daemon } = self.undo.take().ok_or_else(gone)?;
+        let Made { device, entry, directory, daemon, .. } = self.undo.take().ok_or_else(gone)?;
         match daemon.look_after() {
             Ok(keeper) => Ok((file, keeper)),
             Err((error, daemon)) => {
-                drop(file);
-                Made { device, entry, directory, daemon }.undo();
+                Made { device, open: Some(file), entry, directory, daemon }.undo();
                 Err(Error::io("The daemon of the new device has died", error))
             }
         }
@@ -240,10 +249,10 @@ pub fn attach(options: &Options) -> Result<Attached> {
 }
 
 /// What has been made, ready and to be undone; or what was begun, undone.
-fn finish(made: Result<(Device, Daemon, Record)>, directory: &Directory, entry: Entry) -> Result<Attached> {
+fn finish(made: Result<Begun>, directory: &Directory, entry: Entry) -> Result<Attached> {
     let cloned = directory.as_fd().try_clone_to_owned();
     let cloned = cloned.map_err(|error| Error::io("Cannot keep track of the device", error));
-    let ((device, daemon, record), cloned) = match made.and_then(|made| Ok((made, cloned?))) {
+    let (Begun { device, open, daemon, record }, cloned) = match made.and_then(|made| Ok((made, cloned?))) {
         Ok(all) => all,
         Err(error) => {
             // It may have failed with the device made: then the record stays for as long as that does.
@@ -253,7 +262,7 @@ fn finish(made: Result<(Device, Daemon, Record)>, directory: &Directory, entry: 
             return Err(error);
         }
     };
-    let undo = Some(Made { device: device.clone(), entry, directory: cloned, daemon });
+    let undo = Some(Made { device: device.clone(), open, entry, directory: cloned, daemon });
     let attached = Attached { record, device, undo };
     // From here on whatever goes wrong is undone.
     attached.device.wait_until_ready(attached.record.size)?;
@@ -285,10 +294,20 @@ fn choose(wanted: Backend, device: Option<&Device>) -> Result<Backend> {
     }
 }
 
+/// A device that a backend has made.
+struct Begun {
+    device: Device,
+    /// What keeps it, if it goes when nobody has it open.
+    open: Option<File>,
+    daemon: Daemon,
+    record: Record,
+}
+
 /// What has been made and is not kept yet.
 #[derive(Debug)]
 struct Made {
     device: Device,
+    open: Option<File>,
     entry: Entry,
     directory: OwnedFd,
     daemon: Daemon,
@@ -308,7 +327,9 @@ impl Made {
 
     /// Takes it away again.
     fn undo(self) {
-        let Self { device, entry, directory, daemon } = self;
+        let Self { device, open, entry, directory, daemon } = self;
+        // It may be gone with that.
+        drop(open);
         if let Err(error) = clear(&device, entry.id(), true) {
             // The next who attaches or detaches finds it, and frees it when nobody uses it any more.
             tracing::warn!(%error, "A device that is not wanted any more stays for now");

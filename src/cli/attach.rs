@@ -114,6 +114,7 @@ pub(crate) fn run(args: Attach) -> Result<(), Failure> {
         log: args.log,
         program: THIS_PROGRAM.into(),
         die_with_parent: false,
+        while_used: false,
     };
     let attached = attach::attach(&options)?;
     let text = if args.json {

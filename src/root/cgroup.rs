@@ -181,8 +181,11 @@ fn parent_of_second(tree: &Tree) -> Option<(PathBuf, Vec<String>)> {
 #[derive(Debug)]
 pub(super) struct Cgroup {
     groups: Vec<Group>,
-    /// `cgroup.procs` of the inner ones: opened by the launcher, whose rights the kernel asks for, whoever writes to them.
+    /// What a process writes to that goes into the inner ones: opened by the launcher, whose rights the kernel asks for, whoever
+    /// writes to them.
     doors: Vec<OwnedFd>,
+    /// The door of version 2, and that group itself, for who is made in it.
+    second: Option<(OwnedFd, OwnedFd)>,
     lacking: Option<String>,
     /// Why what is inside may be swapped out, though it should not.
     swappable: Option<String>,
@@ -195,14 +198,14 @@ impl Cgroup {
     /// `Unsupported` if a limit cannot be had.
     pub(super) fn make(places: Places, limits: &Limits) -> Result<Self> {
         let Places { groups, lacking } = places;
-        let mut cgroup = Self { groups, doors: Vec::new(), lacking, swappable: None };
+        let mut cgroup = Self { groups, doors: Vec::new(), second: None, lacking, swappable: None };
         if let Err(error) = cgroup.make_groups(limits) {
             if limits.pids.or(limits.memory).is_some() || limits.swap == Swap::Never {
                 return Err(error);
             }
             // Without a limit it is no more than order. What was made is removed.
             let (groups, doors, lacking) = (Vec::new(), Vec::new(), Some(error.to_string()));
-            cgroup = Self { groups, doors, lacking, swappable: None };
+            cgroup = Self { groups, doors, second: None, lacking, swappable: None };
         }
         cgroup.check(limits)?;
         Ok(cgroup)
@@ -223,9 +226,14 @@ impl Cgroup {
                 // Before the inner one is made, which takes over how willingly it is swapped.
                 (promised, why) = group.limit_memory(limits)?;
             }
-            fs::create_dir(group.path.join(INNER)).map_err(failed)?;
-            let door = File::options().write(true).open(group.path.join(INNER).join("cgroup.procs"));
-            self.doors.push(door.map_err(failed)?.into());
+            let inner = group.path.join(INNER);
+            fs::create_dir(&inner).map_err(failed)?;
+            let door = File::options().write(true).open(door_of(&inner)).map_err(failed)?.into();
+            if group.is_second {
+                self.second = Some((door, File::open(&inner).map_err(failed)?.into()));
+            } else {
+                self.doors.push(door);
+            }
         }
         self.swappable = (!promised && limits.swap != Swap::Allow).then_some(why);
         Ok(())
@@ -256,21 +264,29 @@ impl Cgroup {
         }
     }
 
-    /// Puts the calling process in.
+    /// The group of version 2, if there is one: a process that is made in it need not be moved, for which the kernel would
+    /// wait until no process of the machine is just being made or ending, some 10 ms.
+    pub(super) fn birthplace(&self) -> Option<BorrowedFd<'_>> {
+        self.second.as_ref().map(|(_, group)| group.as_fd())
+    }
+
+    /// Puts the calling process, which has one thread, in; into that of version 2 only if it was not `born_inside`.
     ///
     /// # Errors
     /// What the kernel says.
-    pub(super) fn take_in(&self) -> Result<()> {
+    pub(super) fn take_in(&self, born_inside: bool) -> Result<()> {
         let enter = |door: &OwnedFd| File::from(door.try_clone()?).write_all(b"0");
-        self.doors
-            .iter()
+        let second = self.second.iter().filter(|_| !born_inside).map(|(door, _)| door);
+        second
+            .chain(&self.doors)
             .try_for_each(enter)
             .map_err(|error| Error::io("Cannot enter the control group", error))
     }
 
-    /// What [`Cgroup::take_in`] takes.
+    /// What it takes to get in.
     pub(super) fn doors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.doors.iter().map(AsFd::as_fd)
+        let second = self.second.iter().flat_map(|(door, group)| [door, group]);
+        second.chain(&self.doors).map(AsFd::as_fd)
     }
 
     /// What a session has not that it should have, on this machine as it is: for people, if there is anything.
@@ -341,12 +357,19 @@ impl Group {
     }
 }
 
-/// Puts the calling process into groups that a session has.
+/// The file of `group` that a process with one thread writes to when it goes in. In version 1 that is the threads' one: for a
+/// thread that moves itself the kernel waits for nobody.
+fn door_of(group: &Path) -> PathBuf {
+    let threads = group.join("tasks");
+    if threads.exists() { threads } else { group.join("cgroup.procs") }
+}
+
+/// Puts the calling process, which has one thread, into groups that a session has.
 ///
 /// # Errors
 /// What the kernel says.
 pub(super) fn enter(paths: &[PathBuf]) -> Result<()> {
-    paths.iter().map(|path| path.join(INNER).join("cgroup.procs")).try_for_each(|path| {
+    paths.iter().map(|path| door_of(&path.join(INNER))).try_for_each(|path| {
         let failed = |error| Error::io("Cannot enter the session's control group", error).on_path(&path);
         put(&path, "0").map_err(failed)
     })

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, WaitOptions};
@@ -71,6 +71,25 @@ pub(crate) fn start_sibling<E: Display>(body: impl FnOnce() -> Result<(), E>) ->
     match sys::process::fork_sibling()? {
         Some(pid) => Ok(pid),
         None => carry_out(|| end_with(parent).and_then(|()| body().map_err(|error| error.to_string()))),
+    }
+}
+
+/// As [`start_sibling`], but in the control group `group` from its beginning on, if the kernel can do that: `body` is told
+/// whether it is.
+///
+/// # Errors
+/// What `clone(2)` says.
+pub(crate) fn start_sibling_in<E: Display>(
+    group: Option<BorrowedFd<'_>>,
+    body: impl FnOnce(bool) -> Result<(), E>,
+) -> io::Result<Pid> {
+    let parent = rustix::process::getppid();
+    match group.map(sys::process::fork_sibling_in) {
+        Some(Ok(Some(pid))) => Ok(pid),
+        Some(Ok(None)) => {
+            carry_out(|| end_with(parent).and_then(|()| body(true).map_err(|error| error.to_string())))
+        }
+        None | Some(Err(_)) => start_sibling(|| body(false)),
     }
 }
 

@@ -249,6 +249,7 @@ fn options(run: &Run) -> Options {
         program: run.program.clone(),
         // Who carries needs it after the launcher, if that is killed; it ends with both.
         die_with_parent: run.carrying.carries.is_empty(),
+        while_used: true,
     }
 }
 

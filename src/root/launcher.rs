@@ -431,7 +431,8 @@ impl Launcher<'_> {
         let mut released = until.is_none();
         loop {
             let (Some(init), Some(disk)) = (&self.init, &mut self.disk) else { return Err(out_of_order()) };
-            // What has ended would be found so again and again: then nothing is waited for there.
+            // What has ended would be found so again and again, a hang-up even by who asks for nothing: instead of that, it is
+            // process 1, whose end is the end of this, that nothing is waited for at.
             let unless = |over| if over { PollFlags::empty() } else { PollFlags::IN };
             let channel = init.channel()?;
             let mut fds = vec![
@@ -442,7 +443,10 @@ impl Launcher<'_> {
                     unless(daemon_over),
                 ),
                 PollFd::from_borrowed_fd(if ending { init.watch.as_fd() } else { channel }, unless(ending)),
-                PollFd::from_borrowed_fd(until.unwrap_or(channel), unless(released)),
+                PollFd::from_borrowed_fd(
+                    until.filter(|_| !released).unwrap_or(init.watch.as_fd()),
+                    unless(released),
+                ),
             ];
             fds.extend(self.relay.iter().flat_map(Relay::wanted));
             let left = deadline.map(|(at, _)| at.saturating_duration_since(Instant::now()));

@@ -118,8 +118,11 @@ impl Mounter<'_> {
         };
         let ids = nested.as_ref().or(self.world.ids.map(|ids| &ids.namespace));
         let (ours, theirs) = control::pair().map_err(failed)?;
-        let helper = child::start_sibling(|| talk::answer(theirs.as_fd(), self.make_init(ids, channel)))
-            .map_err(failed)?;
+        let group = self.world.cgroup.and_then(Cgroup::birthplace);
+        let helper = child::start_sibling_in(group, |inside| {
+            talk::answer(theirs.as_fd(), self.make_init(ids, channel, inside))
+        })
+        .map_err(failed)?;
         drop(theirs);
         let died = || Error::new(ErrorKind::Io, "A process that makes the private root has died");
         let (mut told, spaces) = control::receive(ours.as_fd()).map_err(failed)?.ok_or_else(died)?;
@@ -133,10 +136,10 @@ impl Mounter<'_> {
 
     /// Gives the number of process 1, and two of its namespaces: into a process that nobody may look into, the mounter of an
     /// ordinary user has no other way.
-    fn make_init(&self, ids: Option<&OwnedFd>, channel: OwnedFd) -> Result<Yield> {
+    fn make_init(&self, ids: Option<&OwnedFd>, channel: OwnedFd, born_inside: bool) -> Result<Yield> {
         let world = self.world;
         // Its namespace of control groups begins at the one that it is in.
-        world.cgroup.map_or(Ok(()), Cgroup::take_in)?;
+        world.cgroup.map_or(Ok(()), |cgroup| cgroup.take_in(born_inside))?;
         if let Some(ids) = ids {
             enter(ids)?;
             ids::become_root().map_err(|error| Error::io("Cannot become root in it", error))?;

@@ -52,7 +52,7 @@ impl Registry {
             }
             // Where sessions are many, a look at all of them takes long, and whoever attaches waits for it: so it is not
             // done again and again while clients come and go.
-            std::thread::sleep((began.elapsed() * REST).min(LONGEST_REST));
+            self.rest((began.elapsed() * REST).min(LONGEST_REST));
             let mut chore = self.chores.1.recv_timeout(wait);
             // All that have come, before all sessions are looked at again.
             loop {
@@ -65,6 +65,17 @@ impl Registry {
                 }
                 chore = self.chores.1.recv_timeout(Duration::ZERO);
             }
+        }
+    }
+
+    /// Waits so long, or until somebody wakes the thread and the server stops.
+    fn rest(&self, time: Duration) {
+        let start = Instant::now();
+        while let Some(left) = time.checked_sub(start.elapsed()).filter(|left| !left.is_zero()) {
+            if self.stopping.load(Ordering::Relaxed) {
+                return;
+            }
+            std::thread::park_timeout(left);
         }
     }
 

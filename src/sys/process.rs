@@ -115,6 +115,39 @@ pub(crate) fn fork_sibling() -> io::Result<Option<Pid>> {
     forked(result)
 }
 
+/// As [`fork_sibling`], but the new process is in the control group (of version 2) whose directory is `group` from its
+/// beginning on.
+///
+/// # Errors
+/// What `clone3(2)` says: before Linux 5.7, above all.
+pub(crate) fn fork_sibling_in(group: BorrowedFd<'_>) -> io::Result<Option<Pid>> {
+    const CLONE_INTO_CGROUP: u64 = 1 << 33;
+    /// `struct clone_args`.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Arguments {
+        flags: u64,
+        pidfd: u64,
+        child_tid: u64,
+        parent_tid: u64,
+        exit_signal: u64,
+        stack: u64,
+        stack_size: u64,
+        tls: u64,
+        set_tid: u64,
+        set_tid_size: u64,
+        cgroup: u64,
+    }
+    // The parent hears of its end by the signal that it hears of this one's by.
+    let flags = u64::from(libc::CLONE_PARENT.cast_unsigned()) | CLONE_INTO_CGROUP;
+    let cgroup = u64::try_from(group.as_raw_fd()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let arguments = Arguments { flags, cgroup, ..Arguments::default() };
+    let size = std::mem::size_of::<Arguments>();
+    // SAFETY: as in `fork_sibling`. The arguments outlive the call, which only reads them.
+    let result = unsafe { libc::syscall(libc::SYS_clone3, &raw const arguments, size) };
+    forked(result)
+}
+
 fn forked(result: libc::c_long) -> io::Result<Option<Pid>> {
     match i32::try_from(result) {
         Ok(0) => Ok(None),

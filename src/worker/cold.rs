@@ -3,11 +3,12 @@
 use super::Shared;
 use super::mailbox::{Done, Mailbox, Message};
 use crate::base::Source;
-use crate::error::ErrorKind;
+use crate::error::{ErrorKind, Result};
 use crate::sys;
 use crate::transmission::{Need, Warm};
 use crossbeam::channel::{Receiver, RecvTimeoutError};
 use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// An order to the warmers, or the movers.
@@ -81,6 +82,28 @@ pub(super) fn warm(orders: &Receiver<Order>, shared: &Shared) {
             done.push(Done { ticket: warm.ticket, is_readable });
         }
         tell(&mut done);
+    }
+}
+
+/// The life of a warmer that is alone until there is something to do: then it has all `others` started, and sees to their
+/// end.
+pub(super) fn warm_with_help(
+    orders: &Receiver<Order>,
+    shared: &Shared,
+    others: impl FnOnce() -> Result<Vec<JoinHandle<()>>>,
+) {
+    let Ok(order @ Order::Warm { .. }) = orders.recv() else { return };
+    // The receivers live as long as the warmers do.
+    let _ = shared.cold.send(order);
+    let others = others().unwrap_or_else(|error| {
+        tracing::warn!(%error, "Cold pages are read by few threads");
+        Vec::new()
+    });
+    warm(orders, shared);
+    for other in others {
+        if let Err(panic) = other.join() {
+            std::panic::resume_unwind(panic);
+        }
     }
 }
 

@@ -154,7 +154,7 @@ impl Server {
     /// When an image cannot be served, or the system has no more threads, descriptors or address space.
     pub fn start(config: ServerConfig) -> Result<Self> {
         let memory = Memory::reserve(&config)?;
-        Self::start_when(config, memory, |_| Ok(()))
+        Self::start_with(config, memory, Warmers::OnDemand, |_| Ok(()))
     }
 
     /// Opens the images, starts all threads that the server will ever have, and serves no client before `ready` has
@@ -166,6 +166,15 @@ impl Server {
     pub fn start_when(
         config: ServerConfig,
         memory: Memory,
+        ready: impl FnOnce(&Self) -> Result<()>,
+    ) -> Result<Self> {
+        Self::start_with(config, memory, Warmers::AtOnce, ready)
+    }
+
+    fn start_with(
+        config: ServerConfig,
+        memory: Memory,
+        warmers: Warmers,
         ready: impl FnOnce(&Self) -> Result<()>,
     ) -> Result<Self> {
         sys::heap::keep_little();
@@ -234,7 +243,9 @@ impl Server {
         let (gate, opened) = bounded(0);
         let started = server
             .begin(config.connections)
-            .and_then(|()| server.start_threads(inboxes.into_iter().zip(buffers), (&orders, &moves), &opened))
+            .and_then(|()| {
+                server.start_threads(inboxes.into_iter().zip(buffers), (&orders, &moves), warmers, &opened)
+            })
             .and_then(|()| match config.control {
                 Some(listener) => server.start_control(listener, collected, &opened),
                 None => Ok(()),
@@ -289,12 +300,19 @@ impl Server {
         &mut self,
         loops: impl Iterator<Item = (Inbox, Buffers)>,
         (orders, moves): (&Receiver<cold::Order>, &Receiver<cold::Order>),
+        warmers: Warmers,
         opened: &Receiver<Infallible>,
     ) -> Result<()> {
         let shared = &self.shared;
-        for _ in 0..WARMERS {
-            let (orders, shared) = (orders.clone(), Arc::clone(shared));
-            self.helpers.push(spawn("warmer", move || cold::warm(&orders, &shared))?);
+        match warmers {
+            Warmers::AtOnce => self.helpers.append(&mut start_warmers(WARMERS, orders, shared)?),
+            Warmers::OnDemand => {
+                let (orders, shared) = (orders.clone(), Arc::clone(shared));
+                let body = move || {
+                    cold::warm_with_help(&orders, &shared, || start_warmers(WARMERS - 1, &orders, &shared));
+                };
+                self.helpers.push(spawn("warmer", body)?);
+            }
         }
         if shared.registry.pool().overflow().is_some() {
             for _ in 0..cold::MOVERS {
@@ -388,6 +406,27 @@ impl Server {
         fine &= tender.is_none_or(|tender| tender.join().is_ok());
         if fine { Ok(()) } else { Err(Error::new(ErrorKind::Io, "A thread of the server had failed")) }
     }
+}
+
+/// When there are all warmers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Warmers {
+    /// From the beginning: later nobody may start a thread.
+    AtOnce,
+    /// When there is something cold. A server for one device may never see that, and lives for some milliseconds.
+    OnDemand,
+}
+
+fn start_warmers(
+    count: usize,
+    orders: &Receiver<cold::Order>,
+    shared: &Arc<Shared>,
+) -> Result<Vec<JoinHandle<()>>> {
+    let start = |_| {
+        let (orders, shared) = (orders.clone(), Arc::clone(shared));
+        spawn("warmer", move || cold::warm(&orders, &shared))
+    };
+    (0..count).map(start).collect()
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {

@@ -99,36 +99,43 @@ fn options(state: &State, image: &Image) -> Options {
         log: None,
         program: env!("CARGO_BIN_EXE_memdev").into(),
         die_with_parent: false,
+        while_used: false,
     }
 }
 
 #[test]
 fn a_device_that_nobody_keeps_is_gone() {
-    let state = State::new();
-    let image = Image::random(state.path("disk.img"), MIB, 1);
-    let attached = attach::attach(&options(&state, &image)).expect("attaching");
-    let pid = attached.record().pid.into();
-    assert_eq!(state.list().len(), 1);
-    drop(attached);
-    state.assert_empty();
-    wait_for_end(&pid);
+    for while_used in [false, true] {
+        let state = State::new();
+        let image = Image::random(state.path("disk.img"), MIB, 1);
+        let options = Options { while_used, ..options(&state, &image) };
+        let attached = attach::attach(&options).expect("attaching");
+        let pid = attached.record().pid.into();
+        assert_eq!(state.list().len(), 1);
+        drop(attached);
+        state.assert_empty();
+        wait_for_end(&pid);
+    }
 }
 
 #[test]
 fn a_device_that_is_kept_while_it_is_used_goes_with_its_last_user() {
-    let state = State::new();
-    let image = Image::empty(state.path("disk.img"), 32 * MIB);
-    crate::interop_support::run("mkfs.ext4", ["-q", "-F", image.path.to_str().expect("text")]);
-    let attached = attach::attach(&options(&state, &image)).expect("attaching");
-    let path = attached.device().path();
-    let (open, keeper) = attached.keep_while_used().expect("keeping");
-    let mount = Mount::new(&path, "ext4");
-    drop(open);
-    fs::write(mount.path("file"), "here").expect("writing a file");
-    assert_eq!(state.list().len(), 1);
-    mount.unmount();
-    assert!(keeper.wait().expect("the daemon's status"), "it has ended in order");
-    state.assert_empty();
+    for while_used in [false, true] {
+        let state = State::new();
+        let image = Image::empty(state.path("disk.img"), 32 * MIB);
+        crate::interop_support::run("mkfs.ext4", ["-q", "-F", image.path.to_str().expect("text")]);
+        let options = Options { while_used, ..options(&state, &image) };
+        let attached = attach::attach(&options).expect("attaching");
+        let path = attached.device().path();
+        let (open, keeper) = attached.keep_while_used().expect("keeping");
+        let mount = Mount::new(&path, "ext4");
+        drop(open);
+        fs::write(mount.path("file"), "here").expect("writing a file");
+        assert_eq!(state.list().len(), 1);
+        mount.unmount();
+        assert!(keeper.wait().expect("the daemon's status"), "it has ended in order");
+        state.assert_empty();
+    }
 }
 
 #[test]

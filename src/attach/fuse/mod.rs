@@ -3,8 +3,10 @@
 pub(super) mod disk;
 pub(crate) mod mount;
 
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 
+use super::Begun;
 use super::claim::in_use;
 use super::control::Told;
 use super::device::{Device, mark};
@@ -21,7 +23,7 @@ use mount::Detached;
 ///
 /// # Errors
 /// As there. What was begun is undone.
-pub(super) fn make(plan: &Plan<'_>, sockets: Vec<OwnedFd>) -> Result<(Device, Daemon, Record)> {
+pub(super) fn make(plan: &Plan<'_>, sockets: Vec<OwnedFd>) -> Result<Begun> {
     if let Some(device) =
         plan.wanted.as_ref().filter(|device| device.attribute("loop/backing_file").is_some())
     {
@@ -34,7 +36,7 @@ pub(super) fn make(plan: &Plan<'_>, sockets: Vec<OwnedFd>) -> Result<(Device, Da
     // Nobody but the daemon has these from now on: when it dies, the file and the session are to know.
     drop((requests, sockets));
     match daemon.answer().and_then(|(told, _)| finish(plan, &daemon, &mount, &name, told)) {
-        Ok((device, record)) => Ok((device, daemon, record)),
+        Ok((device, open, record)) => Ok(Begun { device, open, daemon, record }),
         Err(error) => {
             drop(mount);
             daemon.end();
@@ -47,12 +49,7 @@ pub(super) fn make(plan: &Plan<'_>, sockets: Vec<OwnedFd>) -> Result<(Device, Da
 ///
 /// # Errors
 /// As there. What was begun is undone.
-pub(super) fn make_fork(
-    plan: &Plan<'_>,
-    of: &str,
-    pid: u32,
-    during: AtThatMoment<'_>,
-) -> Result<(Device, Daemon, Record)> {
+pub(super) fn make_fork(plan: &Plan<'_>, of: &str, pid: u32, during: AtThatMoment<'_>) -> Result<Begun> {
     let name = file_name(plan.entry.id(), &plan.export);
     let (requests, mount) = Detached::new()?.split();
     let mut made = None;
@@ -67,8 +64,8 @@ pub(super) fn make_fork(
     drop(requests);
     let missed = || Error::new(ErrorKind::Invalid, "The moment for a fork did not come");
     let (daemon, told) = made.ok_or_else(missed)?;
-    let (device, record) = finish(plan, &daemon, &mount, &name, told)?;
-    Ok((device, daemon, record))
+    let (device, open, record) = finish(plan, &daemon, &mount, &name, told)?;
+    Ok(Begun { device, open, daemon, record })
 }
 
 fn finish(
@@ -77,7 +74,7 @@ fn finish(
     mount: &OwnedFd,
     name: &str,
     told: Told,
-) -> Result<(Device, Record)> {
+) -> Result<(Device, Option<File>, Record)> {
     let mut record = plan.record("fuse", told, daemon.number())?;
     let file = Detached::open(mount, name, record.read_only)
         .map_err(|error| Error::io("Cannot open the file that the daemon serves", error))?;
@@ -86,12 +83,13 @@ fn finish(
         file: file.as_fd(),
         block_size: block_size(told),
         read_only: record.read_only,
+        while_used: plan.options.while_used,
     };
-    let device = loop_device::make(&wanted, plan.wanted.as_ref(), |device| {
+    let (device, open) = loop_device::make(&wanted, plan.wanted.as_ref(), |device| {
         device.name().clone_into(&mut record.device);
         plan.entry.write(&record)
     })?;
-    Ok((device, record))
+    Ok((device, plan.options.while_used.then_some(open), record))
 }
 
 /// What the file is called, and so what `losetup` shows.

@@ -18,6 +18,7 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::proto::TransmissionFlags;
 
+use super::Begun;
 use super::claim::{self, claim, in_use};
 use super::control::Told;
 use super::device::{Device, mark};
@@ -131,7 +132,7 @@ impl Connect<'_> {
 ///
 /// # Errors
 /// As there. What was begun is undone.
-pub(super) fn make(plan: &Plan<'_>, sockets: Vec<OwnedFd>) -> Result<(Device, Daemon, Record)> {
+pub(super) fn make(plan: &Plan<'_>, sockets: Vec<OwnedFd>) -> Result<Begun> {
     let mut family = family()?;
     if let Some(device) = plan.wanted.as_ref().filter(|device| device.attribute("pid").is_some()) {
         return Err(in_use("Cannot attach to", device, &["it is connected already".to_owned()]));
@@ -144,7 +145,7 @@ pub(super) fn make(plan: &Plan<'_>, sockets: Vec<OwnedFd>) -> Result<(Device, Da
         },
     );
     match connected {
-        Ok((device, record)) => Ok((device, daemon, record)),
+        Ok((device, record)) => Ok(Begun { device, open: None, daemon, record }),
         Err(error) => {
             daemon.end();
             Err(error)

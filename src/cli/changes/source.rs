@@ -133,6 +133,7 @@ impl Sources {
                 log: None,
                 program: THIS_PROGRAM.into(),
                 die_with_parent: true,
+                while_used: false,
             };
             Mounted::attach(&options, partition, side)
         };
