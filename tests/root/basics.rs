@@ -17,7 +17,7 @@ fn the_exit_status_is_the_commands() {
     let output = place.run(&[], &["/no/such/program"]).output().unwrap();
     assert_eq!(output.status.code(), Some(127));
     let text = said(&output);
-    assert!(text.starts_with("memdev: Cannot run /no/such/program: No such file"), "{text}");
+    assert!(text.starts_with("memdev: Cannot run /no/such/program: no such file"), "{text}");
     let output = place.run(&[], &["/etc/passwd"]).output().unwrap();
     assert_eq!(output.status.code(), Some(126), "{}", said(&output));
     place.assert_empty();
