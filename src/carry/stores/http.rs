@@ -206,39 +206,64 @@ pub(super) fn encode(path: &[u8]) -> String {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::collections::VecDeque;
     use std::io::{BufRead, BufReader, Write};
     use std::net::{SocketAddr, TcpListener};
+    use std::sync::{Arc, Mutex};
 
     use super::*;
 
-    /// A server that gives one answer to whatever it is asked, and then closes the connection.
-    pub(in crate::carry::stores) fn answering(answer: String) -> SocketAddr {
+    /// A server that is asked by one request on each connection, and given what that is without its body.
+    fn server(mut answer: impl FnMut(&str) -> String + Send + 'static) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
-                let mut length = 0;
-                let mut is_head = false;
                 let mut reader = BufReader::new(stream.try_clone().unwrap());
-                loop {
-                    let mut line = String::new();
-                    reader.read_line(&mut line).unwrap();
-                    is_head |= line.starts_with("HEAD ");
-                    if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
-                        length = value.trim().parse().unwrap();
-                    }
-                    if line.trim().is_empty() {
-                        break;
-                    }
-                }
+                let mut request = String::new();
+                while reader.read_line(&mut request).unwrap() > 0 && !request.ends_with("\r\n\r\n") {}
+                let length = header(&request, "content-length").map_or(0, |length| length.parse().unwrap());
                 reader.read_exact(&mut vec![0; length]).unwrap();
+                let answer = answer(&request);
                 let head = answer.find("\r\n\r\n").map_or(answer.len(), |end| end + 4);
-                let answer = if is_head { &answer[..head] } else { &answer };
+                let answer = if request.starts_with("HEAD ") { &answer[..head] } else { &answer };
                 let _ = stream.write_all(answer.as_bytes());
             }
         });
         address
+    }
+
+    /// The value of a header, whose name is in small letters.
+    fn header<'a>(request: &'a str, name: &str) -> Option<&'a str> {
+        let mut headers = request.lines().filter_map(|line| line.split_once(':'));
+        headers.find(|(found, _)| found.to_lowercase() == name).map(|(_, value)| value.trim())
+    }
+
+    /// A server that gives one answer to whatever it is asked, and then closes the connection.
+    pub(in crate::carry::stores) fn answering(answer: String) -> SocketAddr {
+        server(move |_| answer.clone())
+    }
+
+    /// What a server has been asked, one line each: the method, where, and the values of some headers.
+    pub(in crate::carry::stores) type Asked = Arc<Mutex<Vec<String>>>;
+
+    /// A server that gives these answers in turn, and none to what it is asked afterwards; of the headers of what it is asked it notes
+    /// those with these names.
+    pub(in crate::carry::stores) fn answering_in_turn(
+        answers: Vec<String>,
+        names: &'static [&'static str],
+    ) -> (SocketAddr, Asked) {
+        let asked = Asked::default();
+        let (noted, mut answers) = (asked.clone(), VecDeque::from(answers));
+        let address = server(move |request| {
+            let first = request.lines().next().unwrap_or_default().trim_end_matches(" HTTP/1.1");
+            let values = names.iter().filter_map(|name| header(request, name));
+            let line = [first].into_iter().chain(values).collect::<Vec<_>>().join(" ");
+            noted.lock().unwrap().push(line);
+            answers.pop_front().unwrap_or_default()
+        });
+        (address, asked)
     }
 
     #[test]

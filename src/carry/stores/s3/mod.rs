@@ -9,6 +9,7 @@
 
 mod account;
 mod beside;
+mod place;
 mod sign;
 mod wire;
 mod xml;
@@ -27,8 +28,7 @@ use self::wire::{Object, Only, Server};
 use super::beside::{DIRECTORY, FILE, LINK, Listed, read_attributes, read_target};
 use super::http::not_understood;
 use super::{
-    ABANDONED, ATTEMPTS, Aside, Content, Found, Properties, Store, Text, contended, if_there, is_name,
-    is_temporary, temporary,
+    ABANDONED, Aside, Content, Found, Properties, Store, Text, if_there, is_name, is_temporary, temporary,
 };
 use crate::carry::entry::{Kind, Stamp, Time, is_inner};
 use crate::error::{Error, ErrorKind, Result};
@@ -162,55 +162,6 @@ impl S3 {
         let page = self.server.page(&prefix, true, 1, None)?;
         let is_one = !page.keys.is_empty() || !page.prefixes.is_empty();
         Ok(is_one.then(|| found(&Object::default(), true)))
-    }
-
-    /// Puts something there under its key, by what is given as soon as it is sure what is in its place.
-    fn place<T>(
-        &self,
-        path: &Path,
-        aside: Aside<'_>,
-        put: &mut dyn FnMut(&Only) -> io::Result<T>,
-    ) -> io::Result<T> {
-        let has_conditions = self.has_conditions()?;
-        for _ in 0..ATTEMPTS {
-            let only = match self.find(path)? {
-                None => Only::New,
-                Some(found) => {
-                    if let Some(target) = aside(&found, path)? {
-                        self.copy_aside(path, &target, &found)?;
-                    } else if found.kind == Kind::Directory {
-                        self.remove(path, Kind::Directory)?;
-                    }
-                    match (found.kind, found.stamp.tag) {
-                        (Kind::Directory, _) => Only::New,
-                        (_, tag) => tag.map_or(Only::Always, Only::Instead),
-                    }
-                }
-            };
-            match put(if has_conditions { &only } else { &Only::Always }) {
-                // Somebody was faster.
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                result => return result,
-            }
-        }
-        Err(contended())
-    }
-
-    /// Has what was found at `path` at `target` as well; a directory only there.
-    fn copy_aside(&self, path: &Path, target: &Path, found: &Found) -> io::Result<()> {
-        if found.kind != Kind::Directory {
-            return self.server.copy(&self.key(path)?, &self.key(target)?, found.stamp.tag.as_deref());
-        }
-        let (from, to) = (self.within(path)?, self.within(target)?);
-        let mut keys = Vec::new();
-        self.pages(&from, false, &mut |page| {
-            keys.extend(page.keys);
-            Ok(())
-        })?;
-        for key in &keys {
-            self.server.copy(key, &format!("{to}{}", &key[from.len()..]), None)?;
-        }
-        keys.iter().try_for_each(|key| self.server.remove(key))
     }
 
     fn send(
@@ -382,14 +333,9 @@ impl Store for S3 {
     }
 
     fn make_directory(&self, path: &Path, properties: &Properties, aside: Aside<'_>) -> io::Result<Stamp> {
-        if let Some(object) = if_there(self.server.head(&self.key(path)?))? {
-            let found = found(&object, false);
-            if let Some(target) = aside(&found, path)? {
-                self.copy_aside(path, &target, &found)?;
-            }
-            self.remove(path, found.kind)?;
-        }
-        self.server.put(&self.within(path)?, b"", &meta(DIRECTORY, properties), &Only::Always)?;
+        self.place_directory(path, aside, &mut || {
+            self.server.put(&self.within(path)?, b"", &meta(DIRECTORY, properties), &Only::Always)
+        })?;
         Ok(Stamp { size: 0, modified: Time::default(), tag: None })
     }
 
@@ -434,15 +380,22 @@ pub(super) fn try_answer(text: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
+    use crate::carry::stores::http::tests::answering;
 
     /// A store whose server gives one answer to whatever it is asked.
     fn answered(status: &str, body: &str) -> S3 {
-        let answer = format!(
+        store(answering(format!(
             "HTTP/1.1 {status}\r\nContent-Length: {}\r\nETag: \"e\"\r\nLocation: http://192.0.2.1/\r\n\r\n{body}",
             body.len()
-        );
-        let endpoint = format!("http://{}", crate::carry::stores::http::tests::answering(answer));
+        )))
+    }
+
+    /// A store whose server is there.
+    pub(super) fn store(address: SocketAddr) -> S3 {
+        let endpoint = format!("http://{address}");
         let keys = account::Keys { key_id: "JOE".into(), secret: String::from("secret").into(), token: None };
         let account = Account { endpoint: Some(endpoint), region: "x".into(), keys };
         S3 {
