@@ -57,6 +57,7 @@ pub(super) struct S3 {
     count: AtomicU64,
     has_conditions: OnceLock<bool>,
     listed: Listed,
+    kept: place::Kept,
 }
 
 impl S3 {
@@ -79,6 +80,7 @@ impl S3 {
             count: AtomicU64::new(0),
             has_conditions: OnceLock::new(),
             listed: Listed::default(),
+            kept: place::Kept::default(),
         };
         if at_once {
             this.has_conditions().map_err(failed)?;
@@ -405,6 +407,7 @@ mod tests {
             count: AtomicU64::new(0),
             has_conditions: OnceLock::from(true),
             listed: Listed::default(),
+            kept: place::Kept::default(),
         }
     }
 

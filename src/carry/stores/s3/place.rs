@@ -1,12 +1,14 @@
 //! Something gets its key, and what somebody else has put there is kept, also what is put there meanwhile.
 
+use std::collections::HashMap;
 use std::io::{self, ErrorKind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::S3;
 use super::beside::found;
 use super::wire::Only;
-use crate::carry::entry::Kind;
+use crate::carry::entry::{Kind, Stamp};
 use crate::carry::stores::{ATTEMPTS, Aside, Found, Store, contended, if_there};
 
 /// Tells what has the name.
@@ -37,6 +39,33 @@ fn settle<T>(look: Look<'_>, act: Act<'_, T>) -> io::Result<T> {
     Err(contended())
 }
 
+/// What is kept beside of versions in the way until they are replaced: what fails after that is tried again, and is not to keep them
+/// once more under another name each time.
+#[derive(Default)]
+pub(super) struct Kept(Mutex<HashMap<PathBuf, (Kind, Stamp, PathBuf)>>);
+
+impl Kept {
+    /// Where to what was found is moved, if an attempt before this one has begun with that.
+    fn target(&self, path: &Path, found: &Found) -> Option<PathBuf> {
+        let is_known = found.kind == Kind::Directory || found.stamp.tag.is_some();
+        let kept = self.lock();
+        let (kind, stamp, target) = kept.get(path).filter(|_| is_known)?;
+        ((*kind, stamp) == (found.kind, &found.stamp)).then(|| target.clone())
+    }
+
+    fn note(&self, path: &Path, found: &Found, target: &Path) {
+        self.lock().insert(path.to_owned(), (found.kind, found.stamp.clone(), target.to_owned()));
+    }
+
+    fn forget(&self, path: &Path) {
+        self.lock().remove(path);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, (Kind, Stamp, PathBuf)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl S3 {
     /// Puts something there under its key, by what is given as soon as it is sure what is in its place.
     pub(super) fn place<T>(
@@ -46,13 +75,11 @@ impl S3 {
         put: &mut dyn FnMut(&Only) -> io::Result<T>,
     ) -> io::Result<T> {
         let has_conditions = self.has_conditions()?;
-        settle(&|| self.find(path), &mut |there| {
+        let placed = settle(&|| self.find(path), &mut |there| {
             let only = match there {
                 None => Only::New,
                 Some(found) => {
-                    if let Some(target) = aside(found, path)? {
-                        self.copy_aside(path, &target, found)?;
-                    } else if found.kind == Kind::Directory {
+                    if !self.keep(path, found, aside)? && found.kind == Kind::Directory {
                         self.remove(path, Kind::Directory)?;
                     }
                     match (found.kind, &found.stamp.tag) {
@@ -62,7 +89,9 @@ impl S3 {
                 }
             };
             put(if has_conditions { &only } else { &Only::Always })
-        })
+        })?;
+        self.kept.forget(path);
+        Ok(placed)
     }
 
     /// Puts a directory's own object there, by what is given, as soon as no file has its name.
@@ -74,15 +103,33 @@ impl S3 {
     ) -> io::Result<T> {
         let key = self.key(path)?;
         let look = || Ok(if_there(self.server.head(&key))?.map(|object| found(&object, false)));
-        settle(&look, &mut |there| {
+        let placed = settle(&look, &mut |there| {
             if let Some(found) = there {
-                if let Some(target) = aside(found, path)? {
-                    self.copy_aside(path, &target, found)?;
-                }
+                self.keep(path, found, aside)?;
                 self.remove(path, found.kind)?;
             }
             put()
-        })
+        })?;
+        self.kept.forget(path);
+        Ok(placed)
+    }
+
+    /// Has what was found kept beside, if it is not to be lost. Whether it is.
+    fn keep(&self, path: &Path, found: &Found, aside: Aside<'_>) -> io::Result<bool> {
+        if let Some(target) = self.kept.target(path, found) {
+            // Somebody may have removed it since, while they had this one.
+            let is_there =
+                found.kind != Kind::Directory && if_there(self.server.head(&self.key(&target)?))?.is_some();
+            if !is_there {
+                self.copy_aside(path, &target, found)?;
+            }
+            return Ok(true);
+        }
+        let Some(target) = aside(found, path)? else { return Ok(false) };
+        // Before, as the server may have it although nobody hears of that.
+        self.kept.note(path, found, &target);
+        self.copy_aside(path, &target, found)?;
+        Ok(true)
     }
 
     /// Has what was found at `path` at `target` as well; a directory only there.
@@ -103,7 +150,12 @@ impl S3 {
                 copied.push(key);
             }
         }
-        copied.into_iter().try_for_each(|key| self.server.remove(key))
+        for key in copied {
+            self.server.remove(key)?;
+            // What gets this key from now on is something new.
+            self.kept.forget(path);
+        }
+        Ok(())
     }
 }
 
@@ -123,10 +175,14 @@ mod tests {
         )
     }
 
+    fn answer(body: &str) -> String {
+        let length = body.len();
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}")
+    }
+
     fn refusal(status: &str, code: &str) -> String {
         let body = format!("<Error><Code>{code}</Code></Error>");
-        let length = body.len();
-        format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}")
+        answer(&body).replacen("200 OK", status, 1)
     }
 
     fn absent() -> String {
@@ -207,6 +263,96 @@ mod tests {
                 "PUT /bucket/a/x/"
             ]
         );
+    }
+
+    /// What failed after a version had been copied aside copied it once more at every attempt.
+    #[test]
+    fn what_is_in_the_way_is_kept_once() {
+        let (one, new, full) = (object("1"), object("new"), refusal("507 Full", "QuotaExceeded"));
+        let (store, asked) = answered(&[
+            &[one.clone(), full.clone()],
+            &[one.clone(), absent(), object("c"), full.clone()],
+            &[one.clone(), object("c"), full.clone()],
+            &[object("2"), object("c"), full.clone()],
+            &[object("2"), object("c"), new.clone()],
+            &[object("2"), object("c"), new],
+        ]);
+        let mut count = 0;
+        for (n, expected) in [
+            (1, &["PUT /bucket/a/c1 /bucket/a/x \"1\""][..]),
+            // The server had failed to copy it.
+            (1, &["PUT /bucket/a/c1 /bucket/a/x \"1\"", "PUT /bucket/a/x \"1\""]),
+            (1, &["PUT /bucket/a/x \"1\""]),
+            // Another version.
+            (2, &["PUT /bucket/a/c2 /bucket/a/x \"2\"", "PUT /bucket/a/x \"2\""]),
+            (2, &["PUT /bucket/a/x \"2\""]),
+            // The same once more, after it was replaced.
+            (3, &["PUT /bucket/a/c3 /bucket/a/x \"2\"", "PUT /bucket/a/x \"2\""]),
+        ] {
+            let _ = put(&store, &mut count);
+            assert_eq!(
+                (count, changes(&asked)),
+                (n, expected.iter().map(|line| (*line).to_owned()).collect())
+            );
+            asked.lock().unwrap().clear();
+        }
+        // A directory takes the place of a file that cannot be removed.
+        let (store, asked) = answered(&[
+            &[one.clone(), object("c"), full.clone()],
+            &[one, object("c")],
+            &[object("d"), object("d")],
+        ]);
+        let mut aside = |_: &Found, _: &Path| {
+            count += 1;
+            Ok(Some(format!("c{count}").into()))
+        };
+        let mut make = || store.make_directory(Path::new("x"), &Properties::default(), &mut aside);
+        assert!(make().is_err());
+        make().unwrap();
+        let expected = [
+            "PUT /bucket/a/c4 /bucket/a/x \"1\"",
+            "DELETE /bucket/a/x",
+            "DELETE /bucket/a/x",
+            "PUT /bucket/a/x/",
+        ];
+        assert_eq!(changes(&asked), expected);
+    }
+
+    /// The same of a directory, of which a part may be kept already.
+    #[test]
+    fn a_directory_in_the_way_is_kept_in_one_place() {
+        let listing = |keys: &[&str]| {
+            let keys: String =
+                keys.iter().map(|key| format!("<Contents><Key>{key}</Key></Contents>")).collect();
+            answer(&format!("<ListBucketResult><IsTruncated>false</IsTruncated>{keys}</ListBucketResult>"))
+        };
+        let full = refusal("507 Full", "QuotaExceeded");
+        let (ok, all) = (object("c"), listing(&["a/x/1", "a/x/2"]));
+        let (store, asked) = answered(&[
+            &[absent(), ok.clone(), all.clone(), ok.clone(), full.clone()],
+            // Somebody removes one.
+            &[absent(), ok.clone(), all, ok.clone(), absent(), ok.clone(), full.clone()],
+            &nothing(),
+            &[object("new")],
+        ]);
+        let mut count = 0;
+        for expected in [
+            &["PUT /bucket/a/c1/1 /bucket/a/x/1", "PUT /bucket/a/c1/2 /bucket/a/x/2"][..],
+            &[
+                "PUT /bucket/a/c1/1 /bucket/a/x/1",
+                "PUT /bucket/a/c1/2 /bucket/a/x/2",
+                "DELETE /bucket/a/x/1",
+                "PUT /bucket/a/x *",
+            ],
+            &["PUT /bucket/a/x *"],
+        ] {
+            let _ = put(&store, &mut count);
+            assert_eq!(
+                (count, &*changes(&asked)),
+                (1, &*expected.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>())
+            );
+            asked.lock().unwrap().clear();
+        }
     }
 
     #[test]
