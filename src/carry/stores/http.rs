@@ -213,8 +213,8 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// A server that is asked by one request on each connection, and given what that is without its body.
-    fn server(mut answer: impl FnMut(&str) -> String + Send + 'static) -> SocketAddr {
+    /// A server that is asked by one request on each connection; what is asked comes as its head and its body.
+    fn server(mut answer: impl FnMut(&str, &str) -> String + Send + 'static) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         std::thread::spawn(move || {
@@ -224,8 +224,9 @@ pub(super) mod tests {
                 let mut request = String::new();
                 while reader.read_line(&mut request).unwrap() > 0 && !request.ends_with("\r\n\r\n") {}
                 let length = header(&request, "content-length").map_or(0, |length| length.parse().unwrap());
-                reader.read_exact(&mut vec![0; length]).unwrap();
-                let answer = answer(&request);
+                let mut body = vec![0; length];
+                reader.read_exact(&mut body).unwrap();
+                let answer = answer(&request, &String::from_utf8_lossy(&body));
                 let head = answer.find("\r\n\r\n").map_or(answer.len(), |end| end + 4);
                 let answer = if request.starts_with("HEAD ") { &answer[..head] } else { &answer };
                 let _ = stream.write_all(answer.as_bytes());
@@ -235,32 +236,36 @@ pub(super) mod tests {
     }
 
     /// The value of a header, whose name is in small letters.
-    fn header<'a>(request: &'a str, name: &str) -> Option<&'a str> {
+    pub(in crate::carry::stores) fn header<'a>(request: &'a str, name: &str) -> Option<&'a str> {
         let mut headers = request.lines().filter_map(|line| line.split_once(':'));
         headers.find(|(found, _)| found.to_lowercase() == name).map(|(_, value)| value.trim())
     }
 
     /// A server that gives one answer to whatever it is asked, and then closes the connection.
     pub(in crate::carry::stores) fn answering(answer: String) -> SocketAddr {
-        server(move |_| answer.clone())
+        server(move |_, _| answer.clone())
     }
 
-    /// What a server has been asked, one line each: the method, where, and the values of some headers.
+    /// An answer that is a success.
+    pub(in crate::carry::stores) fn success(body: &str) -> String {
+        let length = body.len();
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}")
+    }
+
+    /// What a server has been asked, as it was noted.
     pub(in crate::carry::stores) type Asked = Arc<Mutex<Vec<String>>>;
 
-    /// A server that gives these answers in turn, and none to what it is asked afterwards; of the headers of what it is asked it notes
-    /// those with these names.
+    /// A server that gives these answers in turn, and none to what it is asked afterwards. What it is asked is noted: the method and
+    /// where, and what `note` makes of head and body.
     pub(in crate::carry::stores) fn answering_in_turn(
         answers: Vec<String>,
-        names: &'static [&'static str],
+        note: fn(&str, &str) -> String,
     ) -> (SocketAddr, Asked) {
         let asked = Asked::default();
         let (noted, mut answers) = (asked.clone(), VecDeque::from(answers));
-        let address = server(move |request| {
-            let first = request.lines().next().unwrap_or_default().trim_end_matches(" HTTP/1.1");
-            let values = names.iter().filter_map(|name| header(request, name));
-            let line = [first].into_iter().chain(values).collect::<Vec<_>>().join(" ");
-            noted.lock().unwrap().push(line);
+        let address = server(move |head, body| {
+            let first = head.lines().next().unwrap_or_default().trim_end_matches(" HTTP/1.1");
+            noted.lock().unwrap().push(format!("{first}{}", note(head, body)));
             answers.pop_front().unwrap_or_default()
         });
         (address, asked)

@@ -28,7 +28,8 @@ use self::wire::{Object, Only, Server};
 use super::beside::{DIRECTORY, FILE, LINK, Listed, read_attributes, read_target};
 use super::http::not_understood;
 use super::{
-    ABANDONED, Aside, Content, Found, Properties, Store, Text, if_there, is_name, is_temporary, temporary,
+    ABANDONED, Aside, Content, Found, Properties, Store, TEMPORARY, Text, if_there, is_abandoned, is_name,
+    is_temporary, temporary,
 };
 use crate::carry::entry::{Kind, Stamp, Time, is_inner};
 use crate::error::{Error, ErrorKind, Result};
@@ -367,7 +368,11 @@ impl Store for S3 {
                 let _ = self.server.abort(&upload.key, &upload.id);
             }
         }
-        Ok(())
+        // What was put there to find out what the server knows, by who was killed in that moment.
+        self.pages(&format!("{}{TEMPORARY}", self.prefix), true, &mut |page| {
+            let is_left = |key: &&String| is_abandoned(OsStr::new(&key[self.prefix.len()..]), &self.tag);
+            page.keys.iter().filter(is_left).try_for_each(|key| self.server.remove(key))
+        })
     }
 }
 
@@ -385,7 +390,7 @@ mod tests {
     use std::net::SocketAddr;
 
     use super::*;
-    use crate::carry::stores::http::tests::answering;
+    use crate::carry::stores::http::tests::{answering, answering_in_turn, success};
 
     /// A store whose server gives one answer to whatever it is asked.
     fn answered(status: &str, body: &str) -> S3 {
@@ -458,5 +463,31 @@ mod tests {
             io::ErrorKind::FileTooLarge
         );
         assert_eq!(kind("507 Full", "<html>"), io::ErrorKind::StorageFull);
+    }
+    /// Whoever was killed while it found out what the server knows left an object that nobody saw, for ever.
+    #[test]
+    fn what_was_abandoned_is_removed() {
+        let now = Time::now().seconds;
+        let mine = temporary("t", 1).into_string().unwrap();
+        let keys = [
+            mine,
+            format!(".memdev-carry-t-0-1-{now}"),
+            format!(".memdev-carry-other-0-1-{now}"),
+            ".memdev-carry-other-0-1-5".to_owned(),
+            ".memdev-carry-x".to_owned(),
+        ];
+        let listed: String =
+            keys.iter().map(|key| format!("<Contents><Key>a/{key}</Key></Contents>")).collect();
+        let listing =
+            format!("<ListBucketResult><IsTruncated>false</IsTruncated>{listed}</ListBucketResult>");
+        // It lists no uploads.
+        let answers = ["", &listing, "", ""].map(success).to_vec();
+        let (address, asked) = answering_in_turn(answers, |_, _| String::new());
+        let store = store(address);
+        store.sweep(Path::new("d")).unwrap();
+        store.sweep(Path::new("")).unwrap();
+        let asked = asked.lock().unwrap();
+        assert!(asked[1].ends_with("&prefix=a%2F.memdev-carry-"), "{asked:?}");
+        assert_eq!(asked[2..], [&keys[1], &keys[3]].map(|key| format!("DELETE /bucket/a/{key}")));
     }
 }

@@ -163,7 +163,7 @@ impl S3 {
 mod tests {
     use super::super::tests::store;
     use super::*;
-    use crate::carry::stores::http::tests::{Asked, answering_in_turn};
+    use crate::carry::stores::http::tests::{Asked, answering_in_turn, header, success};
     use crate::carry::stores::{Properties, Text};
 
     /// What there is of an object, or of whatever has this name.
@@ -175,14 +175,9 @@ mod tests {
         )
     }
 
-    fn answer(body: &str) -> String {
-        let length = body.len();
-        format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}")
-    }
-
     fn refusal(status: &str, code: &str) -> String {
         let body = format!("<Error><Code>{code}</Code></Error>");
-        answer(&body).replacen("200 OK", status, 1)
+        success(&body).replacen("200 OK", status, 1)
     }
 
     fn absent() -> String {
@@ -204,8 +199,10 @@ mod tests {
 
     /// A store whose server gives these answers.
     fn answered(answers: &[&[String]]) -> (S3, Asked) {
-        let names = &["if-match", "if-none-match", "x-amz-copy-source", "x-amz-copy-source-if-match"];
-        let (address, asked) = answering_in_turn(answers.concat(), names);
+        let (address, asked) = answering_in_turn(answers.concat(), |head, _| {
+            let names = ["if-match", "if-none-match", "x-amz-copy-source", "x-amz-copy-source-if-match"];
+            names.iter().filter_map(|name| header(head, name)).map(|value| format!(" {value}")).collect()
+        });
         (store(address), asked)
     }
 
@@ -324,7 +321,7 @@ mod tests {
         let listing = |keys: &[&str]| {
             let keys: String =
                 keys.iter().map(|key| format!("<Contents><Key>{key}</Key></Contents>")).collect();
-            answer(&format!("<ListBucketResult><IsTruncated>false</IsTruncated>{keys}</ListBucketResult>"))
+            success(&format!("<ListBucketResult><IsTruncated>false</IsTruncated>{keys}</ListBucketResult>"))
         };
         let full = refusal("507 Full", "QuotaExceeded");
         let (ok, all) = (object("c"), listing(&["a/x/1", "a/x/2"]));
