@@ -4,7 +4,7 @@
 //! [`SILENCE`], and nobody goes where it redirects to: credentials are for one place only.
 
 use std::io::{self, Read};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use ureq::http::header::CONTENT_LENGTH;
 use ureq::http::{Request, Response, StatusCode};
@@ -22,6 +22,9 @@ const CONNECT: Duration = Duration::from_secs(15);
 
 /// How many connections are kept that nobody uses just now: as many as there are deliveries.
 const IDLE: usize = 4;
+
+/// The longest name that a server may give to a version, in bytes.
+const TAG_MAX: usize = 200;
 
 /// How much is read of an answer that says no more than its status, in bytes.
 const WORDS_MAX: u64 = 64 << 10;
@@ -190,6 +193,21 @@ impl Content for Download {
     }
 }
 
+/// A moment as headers have it, in seconds since 1970.
+pub(super) fn seconds(date: &str) -> Option<i64> {
+    let since = httpdate::parse_http_date(date).ok()?.duration_since(UNIX_EPOCH).ok()?;
+    i64::try_from(since.as_secs()).ok()
+}
+
+/// A server's name for a version of a file (`ETag`), without its quotes. That it may be another one within the second is what some say
+/// of it at first, and no more later.
+pub(super) fn tag(text: &str) -> Option<String> {
+    let text = text.trim();
+    let tag = text.strip_prefix("W/").unwrap_or(text).trim_matches('"');
+    let is_tag = !tag.is_empty() && tag.len() <= TAG_MAX && !tag.contains(char::is_control);
+    is_tag.then(|| tag.to_owned())
+}
+
 /// A path as it is in a URL: what is neither plain nor a slash as `%XX`.
 pub(super) fn encode(path: &[u8]) -> String {
     let mut text = String::with_capacity(path.len());
@@ -274,6 +292,18 @@ pub(super) mod tests {
     #[test]
     fn paths_are_encoded_whole() {
         assert_eq!(encode(b"/a b/\xff%?#\xc3\xa4;+~"), "/a%20b/%FF%25%3F%23%C3%A4%3B%2B~");
+    }
+
+    #[test]
+    fn moments_and_versions_have_one_name() {
+        assert_eq!(seconds("Fri, 24 May 2013 00:00:00 GMT"), Some(1_369_353_600));
+        assert_eq!(seconds("Fri, 24 May"), None);
+        for text in ["\"7-6\"", "W/\"7-6\"", " 7-6 "] {
+            assert_eq!(tag(text).as_deref(), Some("7-6"), "{text}");
+        }
+        for none in ["", "\"\"", "a\u{1b}b", &"x".repeat(201)] {
+            assert_eq!(tag(none), None, "{none}");
+        }
     }
 
     #[test]

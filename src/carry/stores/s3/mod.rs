@@ -20,7 +20,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
 
 use self::account::{Account, parse};
 use self::beside::{ATTRIBUTES, found, meta};
@@ -359,8 +358,7 @@ impl Store for S3 {
         if !directory.as_os_str().is_empty() {
             return Ok(());
         }
-        let age = Duration::from_secs(ABANDONED.unsigned_abs());
-        let before = SystemTime::now().checked_sub(age).map(sign::time).unwrap_or_default();
+        let before = sign::time(Time::new(Time::now().seconds - ABANDONED, 0_u32));
         // Not every server lists them; nor may every account have them listed.
         for upload in self.server.unfinished(&self.prefix).unwrap_or_default() {
             let begun: String = upload.begun.chars().filter(|c| !matches!(c, '-' | ':')).collect();
