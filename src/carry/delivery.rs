@@ -11,7 +11,7 @@ use std::sync::Mutex;
 
 use ring::digest::{Context, SHA256};
 
-use super::entry::{Kind, Stamp, escape};
+use super::entry::{Kind, Stamp, Time, escape, hexadecimal};
 use super::known::Known;
 use super::stores::{Content, Found, Properties, Session, Store};
 use super::tree::Source;
@@ -202,7 +202,7 @@ pub(crate) fn hash_of(from: &mut dyn Read) -> io::Result<String> {
     let mut buffer = vec![0; PART];
     loop {
         match from.read(&mut buffer)? {
-            0 => return Ok(hexadecimal(context)),
+            0 => return Ok(hexadecimal(context.finish().as_ref())),
             got => context.update(&buffer[..got]),
         }
     }
@@ -213,11 +213,7 @@ pub(crate) fn hash_of_link(target: &OsStr) -> String {
     let mut context = Context::new(&SHA256);
     context.update(b"link ");
     context.update(target.as_bytes());
-    hexadecimal(context)
-}
-
-pub(crate) fn hexadecimal(context: Context) -> String {
-    context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    hexadecimal(context.finish().as_ref())
 }
 
 /// What there is in the name of every version that was in the way of a later one, and in every note of one.
@@ -235,26 +231,8 @@ pub(crate) fn conflict_name(path: &Path, session: &str, time: &str) -> PathBuf {
 
 /// This moment as `20260131T235959.123456Z`.
 pub(crate) fn timestamp() -> String {
-    let now = super::entry::Time::now();
-    let (days, seconds) = (now.seconds.div_euclid(86_400), now.seconds.rem_euclid(86_400));
-    let (year, month, day) = civil(days);
-    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    let micro = now.nanoseconds / 1000;
-    format!("{year:04}{month:02}{day:02}T{hour:02}{minute:02}{second:02}.{micro:06}Z")
-}
-
-/// Year, month and day of the day that is so many after 1970-01-01.
-fn civil(days: i64) -> (i64, i64, i64) {
-    // In years that begin in March, whose lengths repeat every 400 years.
-    let days = days + 719_468;
-    let era = days.div_euclid(146_097);
-    let of_era = days.rem_euclid(146_097);
-    let year = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year + year / 4 - year / 100);
-    let month = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    (year + era * 400 + i64::from(month <= 2), month, day)
+    let now = Time::now();
+    format!("{}.{:06}Z", now.date(), now.nanoseconds / 1000)
 }
 
 /// Tells the hash of what was read so far. What has holes is not read whole, and has none.
@@ -269,7 +247,7 @@ impl Read for Hashing<'_> {
         let got = self.content.read(buffer)?;
         if let Some(context) = &mut self.context {
             context.update(&buffer[..got]);
-            *self.hash.borrow_mut() = Some(hexadecimal(context.clone()));
+            *self.hash.borrow_mut() = Some(hexadecimal(context.clone().finish().as_ref()));
         }
         Ok(got)
     }
@@ -316,11 +294,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn days_are_dates() {
-        assert_eq!(civil(0), (1970, 1, 1));
-        assert_eq!(civil(-1), (1969, 12, 31));
-        assert_eq!(civil(19_782), (2024, 2, 29));
-        assert_eq!(civil(20_786), (2026, 11, 29));
+    fn moments_are_of_one_length() {
         assert_eq!(timestamp().len(), "20260131T235959.123456Z".len());
     }
 

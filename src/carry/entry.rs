@@ -100,6 +100,14 @@ impl Time {
         seconds + (f64::from(self.nanoseconds) - f64::from(earlier.nanoseconds)) / 1e9
     }
 
+    /// Its second as `20260131T235959`, in UTC.
+    pub(crate) fn date(self) -> String {
+        let (days, seconds) = (self.seconds.div_euclid(86_400), self.seconds.rem_euclid(86_400));
+        let (year, month, day) = civil(days);
+        let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+        format!("{year:04}{month:02}{day:02}T{hour:02}{minute:02}{second:02}")
+    }
+
     fn to_json(self) -> Value {
         json!([self.seconds, self.nanoseconds])
     }
@@ -177,6 +185,25 @@ impl Stamp {
     }
 }
 
+/// Year, month and day of the day that is so many after 1970-01-01.
+fn civil(days: i64) -> (i64, i64, i64) {
+    // In years that begin in March, whose lengths repeat every 400 years.
+    let days = days + 719_468;
+    let era = days.div_euclid(146_097);
+    let of_era = days.rem_euclid(146_097);
+    let year = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    (year + era * 400 + i64::from(month <= 2), month, day)
+}
+
+/// Bytes as two digits each.
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// A path as text that says it whole: what is no printable text, and `%`, as `%XX`.
 pub(crate) fn escape(path: &Path) -> String {
     let mut text = String::new();
@@ -234,6 +261,15 @@ mod tests {
         for bad in ["%", "%1", "%zz"] {
             assert_eq!(unescape(bad), None);
         }
+    }
+
+    #[test]
+    fn days_are_dates() {
+        assert_eq!(civil(0), (1970, 1, 1));
+        assert_eq!(civil(-1), (1969, 12, 31));
+        assert_eq!(civil(19_782), (2024, 2, 29));
+        assert_eq!(civil(20_786), (2026, 11, 29));
+        assert_eq!(Time::new(1_709_251_199, 5_u32).date(), "20240229T235959");
     }
 
     #[test]

@@ -11,8 +11,8 @@ use ring::digest::{Context, SHA256};
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
-use super::delivery::{CONFLICT, Notes, hash_of_link, hexadecimal};
-use super::entry::{Kind, Meta, Time, escape};
+use super::delivery::{CONFLICT, Notes, hash_of_link};
+use super::entry::{Kind, Meta, Time, escape, hexadecimal};
 use super::known::{Known, KnownPaths};
 use super::rules::Rules;
 use super::stores::{self, Content, Found, Store};
@@ -174,7 +174,7 @@ fn copy(from: &mut dyn Content, to: &File) -> io::Result<Option<String>> {
         let got = from.read(&mut buffer)?;
         if got == 0 {
             to.set_len(at)?;
-            return Ok(Some(hexadecimal(context)));
+            return Ok(Some(hexadecimal(context.finish().as_ref())));
         }
         let part = &buffer[..got];
         context.update(part);

@@ -157,6 +157,19 @@ fn attributes_are_carried() {
     let mut value = [0; 8];
     let length = rustix::fs::getxattr(&path, "user.from-outside", &mut value).unwrap();
     assert_eq!(&value[..length], b"1");
+    attributes_of_a_directory(|| House::to(house.dest("")));
+}
+
+/// A directory loses the only attribute that it had, and is carried as it gets another mode.
+pub fn attributes_of_a_directory(house: impl Fn() -> House) {
+    // By what every Debian has: setxattr, getxattr, removexattr.
+    let attribute = |call: &str| {
+        format!("perl -e '($f, $n, $v) = (\"d\", \"user.a\", \"1\"); syscall({call}) >= 0 or die $!'")
+    };
+    let [set, get, remove] = ["188, $f, $n, $v, 1, 0", "191, $f, $n, $v, 1", "197, $f, $n"].map(attribute);
+    house().sh(&[], &format!("mkdir d && {set}"));
+    house().sh(&[], &format!("{get} && {remove} && chmod 700 d"));
+    house().sh(&[], &format!("test -d d && ! {get}"));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::process::{Child, Command};
 
 use tempfile::TempDir;
 
+use crate::files::attributes_of_a_directory;
 use crate::house::House;
 use crate::interop_support::{run, said};
 use crate::remote::{Server, house, names};
@@ -233,6 +234,7 @@ fn webdav_attributes() {
     let get = "perl -e '($f, $n, $v) = (\"x\", \"user.a b\", \"-\" x 9); print substr($v, 0, syscall(191, $f, $n, $v, 9))'";
     assert_eq!(house(&server).sh(&[], &format!("echo 1 >x; {set}; chmod 600 x")), "");
     house(&server).sh(&[], &format!("test \"$({get})\" = '1 = 2' && test $(stat -c %a x) = 600"));
+    attributes_of_a_directory(|| house(&server));
 }
 
 #[test]

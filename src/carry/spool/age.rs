@@ -2,8 +2,10 @@
 //!
 //! What is plain goes through pipes, and is on no disk.
 
+use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
@@ -11,8 +13,11 @@ use rustix::fs::MemfdFlags;
 
 use crate::error::{Error, ErrorKind, Result, plain};
 
-/// The most that is told of what the program has said, in bytes.
-const SAID_MAX: u64 = 1000;
+/// The most that is told of what the program has said at last, in bytes.
+const SAID_MAX: usize = 1000;
+
+/// What it says after each error.
+const AFTERWARDS: &str = "age: report unexpected or unhelpful errors";
 
 /// Looks whether this can be a recipient. No program is asked.
 ///
@@ -48,9 +53,9 @@ struct Age {
 }
 
 impl Age {
-    fn start(arguments: &[&std::ffi::OsStr], input: Stdio, output: Stdio) -> io::Result<Self> {
+    fn start(program: &str, arguments: &[&OsStr], input: Stdio, output: Stdio) -> io::Result<Self> {
         let said = File::from(rustix::fs::memfd_create("age", MemfdFlags::CLOEXEC)?);
-        let mut command = Command::new("age");
+        let mut command = Command::new(program);
         command.args(arguments).stdin(input).stdout(output).stderr(said.try_clone()?);
         let child = command
             .spawn()
@@ -58,21 +63,28 @@ impl Age {
         Ok(Self { child, said })
     }
 
-    /// Waits for it.
-    fn end(mut self) -> io::Result<()> {
+    /// Waits for it. Whoever asks again is told the same.
+    ///
+    /// # Errors
+    /// What it says.
+    fn end(&mut self) -> io::Result<()> {
         let status = self.child.wait()?;
         if status.success() {
             return Ok(());
         }
-        let mut text = Vec::new();
-        self.said.seek(SeekFrom::Start(0))?;
-        (&self.said).take(SAID_MAX).read_to_end(&mut text)?;
-        let text = String::from_utf8_lossy(&text);
-        let first = text.lines().find(|line| !line.trim().is_empty()).unwrap_or("it failed");
-        let first =
-            first.trim_start_matches("age: ").trim_start_matches("error: ").replace(char::is_control, "?");
-        Err(io::Error::new(io::ErrorKind::InvalidData, format!("age says: {first}")))
+        let mut text = [0; SAID_MAX];
+        let length = self.said.metadata()?.len();
+        let got = self.said.read_at(&mut text, length.saturating_sub(SAID_MAX as u64))?;
+        let words = last_words(&String::from_utf8_lossy(&text[..got]));
+        Err(io::Error::new(io::ErrorKind::InvalidData, format!("age says: {words}")))
     }
+}
+
+/// Of what the program has said the last line, which is why it failed.
+fn last_words(text: &str) -> String {
+    let is_word = |line: &&str| !line.is_empty() && !line.starts_with(AFTERWARDS);
+    let last = text.lines().map(str::trim).rfind(is_word).unwrap_or("it failed");
+    last.trim_start_matches("age: ").trim_start_matches("error: ").replace(char::is_control, "?")
 }
 
 impl Drop for Age {
@@ -91,7 +103,7 @@ pub(super) struct Encryption {
 impl Encryption {
     pub(super) fn begin(recipient: &str, output: File) -> io::Result<Self> {
         let arguments = ["--encrypt", "--recipient", recipient].map(AsRef::as_ref);
-        let mut age = Age::start(&arguments, Stdio::piped(), output.into())?;
+        let mut age = Age::start("age", &arguments, Stdio::piped(), output.into())?;
         let input = age.child.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?;
         Ok(Self { age, input })
     }
@@ -100,22 +112,26 @@ impl Encryption {
     ///
     /// # Errors
     /// What the program says.
-    pub(super) fn end(self) -> io::Result<()> {
+    pub(super) fn end(mut self) -> io::Result<()> {
         drop(self.input);
         self.age.end()
     }
 }
 
-/// What was encrypted, as it was before.
+/// What was encrypted, as it was before. It ends where that does: if the program fails before, it is not short, but cannot be read.
 pub(super) struct Decryption {
     age: Age,
-    pub(super) output: ChildStdout,
+    output: ChildStdout,
 }
 
 impl Decryption {
     pub(super) fn begin(identity: &Path, input: File) -> io::Result<Self> {
         let arguments = ["--decrypt".as_ref(), "--identity".as_ref(), identity.as_os_str()];
-        let mut age = Age::start(&arguments, input.into(), Stdio::piped())?;
+        Self::by("age", &arguments, input.into())
+    }
+
+    fn by(program: &str, arguments: &[&OsStr], input: Stdio) -> io::Result<Self> {
+        let mut age = Age::start(program, arguments, input, Stdio::piped())?;
         let output = age.child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
         Ok(Self { age, output })
     }
@@ -125,8 +141,43 @@ impl Decryption {
     /// # Errors
     /// What the program says.
     pub(super) fn end(mut self) -> io::Result<()> {
-        io::copy(&mut self.output, &mut io::sink())?;
-        drop(self.output);
-        self.age.end()
+        io::copy(&mut self, &mut io::sink()).map(|_| ())
+    }
+}
+
+impl Read for Decryption {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let got = self.output.read(buffer)?;
+        if got == 0 && !buffer.is_empty() {
+            self.age.end()?;
+        }
+        Ok(got)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What was damaged ended early, and nobody was told why.
+    #[test]
+    fn who_reads_is_told_what_the_program_says() {
+        let start = |script: &str| Decryption::by("sh", &["-c".as_ref(), script.as_ref()], Stdio::null());
+        let fails =
+            "echo half; echo 'age: warning: an old key' >&2; printf 'age: error: it is \\t damaged\n' >&2;
+                     echo 'age: report unexpected or unhelpful errors at https://age.example' >&2; exit 1";
+        let mut age = start(fails).unwrap();
+        let mut text = String::new();
+        assert_eq!(age.read_to_string(&mut text).unwrap_err().to_string(), "age says: it is ? damaged");
+        assert_eq!(age.read(&mut [0]).unwrap_err().to_string(), "age says: it is ? damaged");
+        assert_eq!(age.end().unwrap_err().to_string(), "age says: it is ? damaged");
+        let long = start(&format!("echo {} >&2; echo last >&2; exit 1", "x".repeat(5000))).unwrap();
+        assert_eq!(long.end().unwrap_err().to_string(), "age says: last");
+        assert_eq!(start("exit 1").unwrap().end().unwrap_err().to_string(), "age says: it failed");
+        let mut age = start("echo whole; echo 'age: warning: an old key' >&2").unwrap();
+        let mut text = String::new();
+        age.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "whole\n");
+        age.end().unwrap();
     }
 }

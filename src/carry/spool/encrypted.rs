@@ -210,7 +210,7 @@ pub(super) fn read(directory: &Path, identity: &Path, count: u64, take: Take<'_>
     let place = directory.join(REST);
     let failed = |error: io::Error| Error::io("Cannot read from the spool", error).on_path(&place);
     let mut age = File::open(&place).and_then(|file| Decryption::begin(identity, file)).map_err(failed)?;
-    match unpack(&mut age.output, take) {
+    match unpack(&mut age, take) {
         Ok(found) => {
             age.end().map_err(failed)?;
             if found == count { Ok(()) } else { Err(failed(io::ErrorKind::UnexpectedEof.into())) }
@@ -240,7 +240,12 @@ fn unpack(from: impl Read, take: Take<'_>) -> std::result::Result<u64, Unpacked>
             let content = entries.next().unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into()));
             let content = content.and_then(|content| Whole::new(content, &entry));
             let mut content = content.map_err(Unpacked::Unread)?;
-            take(number, &entry, Some(&mut content)).map_err(Unpacked::Refused)?;
+            let taken = take(number, &entry, Some(&mut content));
+            // What was given was not whole, whatever is said of that.
+            taken.map_err(|error| match content.is_torn {
+                true => Unpacked::Unread(io::ErrorKind::UnexpectedEof.into()),
+                false => Unpacked::Refused(error),
+            })?;
         } else {
             take(number, &entry, None).map_err(Unpacked::Refused)?;
         }
@@ -257,6 +262,8 @@ struct Whole<R> {
     /// What is left of its data: where, and how long.
     segments: VecDeque<(u64, u64)>,
     has_holes: bool,
+    /// It could not be read to its end.
+    is_torn: bool,
 }
 
 impl<R: Read> Whole<R> {
@@ -273,7 +280,7 @@ impl<R: Read> Whole<R> {
             let next = begin.checked_add(*length).filter(|next| *begin >= end && *next <= size);
             end = next.ok_or_else(wrong)?;
         }
-        Ok(Self { from, size, at: 0, segments, has_holes })
+        Ok(Self { from, size, at: 0, segments, has_holes, is_torn: false })
     }
 
     /// How far it is to the next data, or to the end.
@@ -293,10 +300,12 @@ impl<R: Read> Read for Whole<R> {
         }
         let Some((begin, length)) = self.segments.front_mut() else { return Ok(0) };
         let most = most(*length);
-        let got = self.from.read(&mut buffer[..most])?;
-        if got == 0 && most > 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
+        let got = match self.from.read(&mut buffer[..most]) {
+            Ok(0) if most > 0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            result => result,
+        };
+        self.is_torn |= got.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::Interrupted);
+        let got = got?;
         self.at += got as u64;
         (*begin, *length) = (self.at, *length - got as u64);
         if *length == 0 {
@@ -319,5 +328,33 @@ impl<R: Read> Content for Whole<R> {
         let hole = self.hole();
         self.at += hole;
         hole
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    /// Who delivered it said that it ended early, instead of the program why.
+    #[test]
+    fn what_is_torn_is_not_the_destinations_fault() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(100_000).unwrap();
+        let version = Version::of(&rustix::fs::fstat(&file).unwrap());
+        let text = json!({ "version": version.to_json() }).to_string();
+        let mut archive = Builder::new(Vec::new());
+        append(&mut archive, Path::new("about/0"), text.len() as u64, text.as_bytes()).unwrap();
+        append(&mut archive, Path::new("files/x"), 100_000, io::repeat(7).take(100_000)).unwrap();
+        let whole = archive.into_inner().unwrap();
+        let refused = || Error::new(ErrorKind::Denied, "Cannot deliver");
+        let mut take = |_: usize, _: &Value, content: Option<&mut dyn Content>| {
+            let read = io::copy(content.unwrap(), &mut io::sink());
+            read.map(|_| ()).map_err(|_| refused())
+        };
+        assert!(matches!(unpack(&whole[..], &mut take), Ok(1)));
+        assert!(matches!(unpack(&whole[..50_000], &mut take), Err(Unpacked::Unread(_))));
+        let refuse: Take<'_> = &mut |_, _, _| Err(refused());
+        assert!(matches!(unpack(&whole[..50_000], refuse), Err(Unpacked::Refused(_))));
     }
 }

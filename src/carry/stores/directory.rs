@@ -129,6 +129,16 @@ impl Directory {
         let Session { id, name } = &properties.session;
         let inside = format!("{mode:o} {uid} {gid} {} {id} {name}", properties.modified.seconds);
         rustix::fs::fsetxattr(file, INSIDE, inside.as_bytes(), XattrFlags::empty())?;
+        // A directory may have had others before; a file is a new one.
+        let before = if self.kind(file)? == Kind::Directory { user_attributes(file)? } else { Vec::new() };
+        for (name, _) in before {
+            if !properties.attributes.iter().any(|(kept, _)| *kept == name) {
+                match rustix::fs::fremovexattr(file, name) {
+                    Ok(()) | Err(Errno::NODATA | Errno::NOTSUP | Errno::PERM) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
         for (name, value) in &properties.attributes {
             match rustix::fs::fsetxattr(file, name.as_os_str(), value, XattrFlags::empty()) {
                 // One that is too long for what is there does not hold up the file.
@@ -597,6 +607,28 @@ mod tests {
         assert_eq!(names.len(), 1, "{names:?}");
         assert!(names[0].starts_with("found.conflict-other-20"), "{names:?}");
         assert_eq!(fs::read_to_string(dir.path().join(&names[0]).join("theirs")).unwrap(), "x");
+    }
+
+    /// The attributes that a directory had once, and has no more, came back with the next fill.
+    #[test]
+    fn a_directory_may_lose_its_attributes() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Directory::open(dir.path(), "t", None).unwrap();
+        let make = |names: &[&str]| {
+            let attributes = names.iter().map(|name| (name.into(), b"x".to_vec())).collect();
+            let properties = Properties { attributes, session: session(), ..Properties::default() };
+            store.make_directory(Path::new("d"), &properties, &mut |_, _| Ok(None)).unwrap();
+            let attributes = store.attributes(Path::new("d")).unwrap();
+            let mut names: Vec<_> = attributes.into_iter().map(|(name, _)| name).collect();
+            names.sort();
+            assert!(store.inside(Path::new("d"), Kind::Directory).is_some() || !store.has_attributes);
+            names
+        };
+        if store.has_attributes {
+            assert_eq!(make(&["user.a", "user.b"]), ["user.a", "user.b"]);
+            assert_eq!(make(&["user.b", "user.c"]), ["user.b", "user.c"]);
+            assert_eq!(make(&[]), [""; 0]);
+        }
     }
 
     #[test]

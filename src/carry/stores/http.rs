@@ -4,7 +4,7 @@
 //! [`SILENCE`], and nobody goes where it redirects to: credentials are for one place only.
 
 use std::io::{self, Read};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use ureq::http::header::CONTENT_LENGTH;
 use ureq::http::{Request, Response, StatusCode};
@@ -22,6 +22,9 @@ const CONNECT: Duration = Duration::from_secs(15);
 
 /// How many connections are kept that nobody uses just now: as many as there are deliveries.
 const IDLE: usize = 4;
+
+/// The longest name that a server may give to a version, in bytes.
+const TAG_MAX: usize = 200;
 
 /// How much is read of an answer that says no more than its status, in bytes.
 const WORDS_MAX: u64 = 64 << 10;
@@ -190,6 +193,21 @@ impl Content for Download {
     }
 }
 
+/// A moment as headers have it, in seconds since 1970.
+pub(super) fn seconds(date: &str) -> Option<i64> {
+    let since = httpdate::parse_http_date(date).ok()?.duration_since(UNIX_EPOCH).ok()?;
+    i64::try_from(since.as_secs()).ok()
+}
+
+/// A server's name for a version of a file (`ETag`), without its quotes. That it may be another one within the second is what some say
+/// of it at first, and no more later.
+pub(super) fn tag(text: &str) -> Option<String> {
+    let text = text.trim();
+    let tag = text.strip_prefix("W/").unwrap_or(text).trim_matches('"');
+    let is_tag = !tag.is_empty() && tag.len() <= TAG_MAX && !tag.contains(char::is_control);
+    is_tag.then(|| tag.to_owned())
+}
+
 /// A path as it is in a URL: what is neither plain nor a slash as `%XX`.
 pub(super) fn encode(path: &[u8]) -> String {
     let mut text = String::with_capacity(path.len());
@@ -206,44 +224,86 @@ pub(super) fn encode(path: &[u8]) -> String {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::collections::VecDeque;
     use std::io::{BufRead, BufReader, Write};
     use std::net::{SocketAddr, TcpListener};
+    use std::sync::{Arc, Mutex};
 
     use super::*;
 
-    /// A server that gives one answer to whatever it is asked, and then closes the connection.
-    pub(in crate::carry::stores) fn answering(answer: String) -> SocketAddr {
+    /// A server that is asked by one request on each connection; what is asked comes as its head and its body.
+    fn server(mut answer: impl FnMut(&str, &str) -> String + Send + 'static) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
-                let mut length = 0;
-                let mut is_head = false;
                 let mut reader = BufReader::new(stream.try_clone().unwrap());
-                loop {
-                    let mut line = String::new();
-                    reader.read_line(&mut line).unwrap();
-                    is_head |= line.starts_with("HEAD ");
-                    if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
-                        length = value.trim().parse().unwrap();
-                    }
-                    if line.trim().is_empty() {
-                        break;
-                    }
-                }
-                reader.read_exact(&mut vec![0; length]).unwrap();
+                let mut request = String::new();
+                while reader.read_line(&mut request).unwrap() > 0 && !request.ends_with("\r\n\r\n") {}
+                let length = header(&request, "content-length").map_or(0, |length| length.parse().unwrap());
+                let mut body = vec![0; length];
+                reader.read_exact(&mut body).unwrap();
+                let answer = answer(&request, &String::from_utf8_lossy(&body));
                 let head = answer.find("\r\n\r\n").map_or(answer.len(), |end| end + 4);
-                let answer = if is_head { &answer[..head] } else { &answer };
+                let answer = if request.starts_with("HEAD ") { &answer[..head] } else { &answer };
                 let _ = stream.write_all(answer.as_bytes());
             }
         });
         address
     }
 
+    /// The value of a header, whose name is in small letters.
+    pub(in crate::carry::stores) fn header<'a>(request: &'a str, name: &str) -> Option<&'a str> {
+        let mut headers = request.lines().filter_map(|line| line.split_once(':'));
+        headers.find(|(found, _)| found.to_lowercase() == name).map(|(_, value)| value.trim())
+    }
+
+    /// A server that gives one answer to whatever it is asked, and then closes the connection.
+    pub(in crate::carry::stores) fn answering(answer: String) -> SocketAddr {
+        server(move |_, _| answer.clone())
+    }
+
+    /// An answer that is a success.
+    pub(in crate::carry::stores) fn success(body: &str) -> String {
+        let length = body.len();
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}")
+    }
+
+    /// What a server has been asked, as it was noted.
+    pub(in crate::carry::stores) type Asked = Arc<Mutex<Vec<String>>>;
+
+    /// A server that gives these answers in turn, and none to what it is asked afterwards. What it is asked is noted: the method and
+    /// where, and what `note` makes of head and body.
+    pub(in crate::carry::stores) fn answering_in_turn(
+        answers: Vec<String>,
+        note: fn(&str, &str) -> String,
+    ) -> (SocketAddr, Asked) {
+        let asked = Asked::default();
+        let (noted, mut answers) = (asked.clone(), VecDeque::from(answers));
+        let address = server(move |head, body| {
+            let first = head.lines().next().unwrap_or_default().trim_end_matches(" HTTP/1.1");
+            noted.lock().unwrap().push(format!("{first}{}", note(head, body)));
+            answers.pop_front().unwrap_or_default()
+        });
+        (address, asked)
+    }
+
     #[test]
     fn paths_are_encoded_whole() {
         assert_eq!(encode(b"/a b/\xff%?#\xc3\xa4;+~"), "/a%20b/%FF%25%3F%23%C3%A4%3B%2B~");
+    }
+
+    #[test]
+    fn moments_and_versions_have_one_name() {
+        assert_eq!(seconds("Fri, 24 May 2013 00:00:00 GMT"), Some(1_369_353_600));
+        assert_eq!(seconds("Fri, 24 May"), None);
+        for text in ["\"7-6\"", "W/\"7-6\"", " 7-6 "] {
+            assert_eq!(tag(text).as_deref(), Some("7-6"), "{text}");
+        }
+        for none in ["", "\"\"", "a\u{1b}b", &"x".repeat(201)] {
+            assert_eq!(tag(none), None, "{none}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@
 
 mod account;
 mod beside;
+mod place;
 mod sign;
 mod wire;
 mod xml;
@@ -19,7 +20,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
 
 use self::account::{Account, parse};
 use self::beside::{ATTRIBUTES, found, meta};
@@ -27,7 +27,7 @@ use self::wire::{Object, Only, Server};
 use super::beside::{DIRECTORY, FILE, LINK, Listed, read_attributes, read_target};
 use super::http::not_understood;
 use super::{
-    ABANDONED, ATTEMPTS, Aside, Content, Found, Properties, Store, Text, contended, if_there, is_name,
+    ABANDONED, Aside, Content, Found, Properties, Store, TEMPORARY, Text, if_there, is_abandoned, is_name,
     is_temporary, temporary,
 };
 use crate::carry::entry::{Kind, Stamp, Time, is_inner};
@@ -57,6 +57,7 @@ pub(super) struct S3 {
     count: AtomicU64,
     has_conditions: OnceLock<bool>,
     listed: Listed,
+    kept: place::Kept,
 }
 
 impl S3 {
@@ -79,6 +80,7 @@ impl S3 {
             count: AtomicU64::new(0),
             has_conditions: OnceLock::new(),
             listed: Listed::default(),
+            kept: place::Kept::default(),
         };
         if at_once {
             this.has_conditions().map_err(failed)?;
@@ -162,55 +164,6 @@ impl S3 {
         let page = self.server.page(&prefix, true, 1, None)?;
         let is_one = !page.keys.is_empty() || !page.prefixes.is_empty();
         Ok(is_one.then(|| found(&Object::default(), true)))
-    }
-
-    /// Puts something there under its key, by what is given as soon as it is sure what is in its place.
-    fn place<T>(
-        &self,
-        path: &Path,
-        aside: Aside<'_>,
-        put: &mut dyn FnMut(&Only) -> io::Result<T>,
-    ) -> io::Result<T> {
-        let has_conditions = self.has_conditions()?;
-        for _ in 0..ATTEMPTS {
-            let only = match self.find(path)? {
-                None => Only::New,
-                Some(found) => {
-                    if let Some(target) = aside(&found, path)? {
-                        self.copy_aside(path, &target, &found)?;
-                    } else if found.kind == Kind::Directory {
-                        self.remove(path, Kind::Directory)?;
-                    }
-                    match (found.kind, found.stamp.tag) {
-                        (Kind::Directory, _) => Only::New,
-                        (_, tag) => tag.map_or(Only::Always, Only::Instead),
-                    }
-                }
-            };
-            match put(if has_conditions { &only } else { &Only::Always }) {
-                // Somebody was faster.
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                result => return result,
-            }
-        }
-        Err(contended())
-    }
-
-    /// Has what was found at `path` at `target` as well; a directory only there.
-    fn copy_aside(&self, path: &Path, target: &Path, found: &Found) -> io::Result<()> {
-        if found.kind != Kind::Directory {
-            return self.server.copy(&self.key(path)?, &self.key(target)?, found.stamp.tag.as_deref());
-        }
-        let (from, to) = (self.within(path)?, self.within(target)?);
-        let mut keys = Vec::new();
-        self.pages(&from, false, &mut |page| {
-            keys.extend(page.keys);
-            Ok(())
-        })?;
-        for key in &keys {
-            self.server.copy(key, &format!("{to}{}", &key[from.len()..]), None)?;
-        }
-        keys.iter().try_for_each(|key| self.server.remove(key))
     }
 
     fn send(
@@ -382,14 +335,9 @@ impl Store for S3 {
     }
 
     fn make_directory(&self, path: &Path, properties: &Properties, aside: Aside<'_>) -> io::Result<Stamp> {
-        if let Some(object) = if_there(self.server.head(&self.key(path)?))? {
-            let found = found(&object, false);
-            if let Some(target) = aside(&found, path)? {
-                self.copy_aside(path, &target, &found)?;
-            }
-            self.remove(path, found.kind)?;
-        }
-        self.server.put(&self.within(path)?, b"", &meta(DIRECTORY, properties), &Only::Always)?;
+        self.place_directory(path, aside, &mut || {
+            self.server.put(&self.within(path)?, b"", &meta(DIRECTORY, properties), &Only::Always)
+        })?;
         Ok(Stamp { size: 0, modified: Time::default(), tag: None })
     }
 
@@ -410,8 +358,7 @@ impl Store for S3 {
         if !directory.as_os_str().is_empty() {
             return Ok(());
         }
-        let age = Duration::from_secs(ABANDONED.unsigned_abs());
-        let before = SystemTime::now().checked_sub(age).map(sign::time).unwrap_or_default();
+        let before = sign::time(Time::new(Time::now().seconds - ABANDONED, 0_u32));
         // Not every server lists them; nor may every account have them listed.
         for upload in self.server.unfinished(&self.prefix).unwrap_or_default() {
             let begun: String = upload.begun.chars().filter(|c| !matches!(c, '-' | ':')).collect();
@@ -419,7 +366,11 @@ impl Store for S3 {
                 let _ = self.server.abort(&upload.key, &upload.id);
             }
         }
-        Ok(())
+        // What was put there to find out what the server knows, by who was killed in that moment.
+        self.pages(&format!("{}{TEMPORARY}", self.prefix), true, &mut |page| {
+            let is_left = |key: &&String| is_abandoned(OsStr::new(&key[self.prefix.len()..]), &self.tag);
+            page.keys.iter().filter(is_left).try_for_each(|key| self.server.remove(key))
+        })
     }
 }
 
@@ -434,15 +385,22 @@ pub(super) fn try_answer(text: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
+    use crate::carry::stores::http::tests::{answering, answering_in_turn, success};
 
     /// A store whose server gives one answer to whatever it is asked.
     fn answered(status: &str, body: &str) -> S3 {
-        let answer = format!(
+        store(answering(format!(
             "HTTP/1.1 {status}\r\nContent-Length: {}\r\nETag: \"e\"\r\nLocation: http://192.0.2.1/\r\n\r\n{body}",
             body.len()
-        );
-        let endpoint = format!("http://{}", crate::carry::stores::http::tests::answering(answer));
+        )))
+    }
+
+    /// A store whose server is there.
+    pub(super) fn store(address: SocketAddr) -> S3 {
+        let endpoint = format!("http://{address}");
         let keys = account::Keys { key_id: "JOE".into(), secret: String::from("secret").into(), token: None };
         let account = Account { endpoint: Some(endpoint), region: "x".into(), keys };
         S3 {
@@ -452,6 +410,7 @@ mod tests {
             count: AtomicU64::new(0),
             has_conditions: OnceLock::from(true),
             listed: Listed::default(),
+            kept: place::Kept::default(),
         }
     }
 
@@ -502,5 +461,31 @@ mod tests {
             io::ErrorKind::FileTooLarge
         );
         assert_eq!(kind("507 Full", "<html>"), io::ErrorKind::StorageFull);
+    }
+    /// Whoever was killed while it found out what the server knows left an object that nobody saw, for ever.
+    #[test]
+    fn what_was_abandoned_is_removed() {
+        let now = Time::now().seconds;
+        let mine = temporary("t", 1).into_string().unwrap();
+        let keys = [
+            mine,
+            format!(".memdev-carry-t-0-1-{now}"),
+            format!(".memdev-carry-other-0-1-{now}"),
+            ".memdev-carry-other-0-1-5".to_owned(),
+            ".memdev-carry-x".to_owned(),
+        ];
+        let listed: String =
+            keys.iter().map(|key| format!("<Contents><Key>a/{key}</Key></Contents>")).collect();
+        let listing =
+            format!("<ListBucketResult><IsTruncated>false</IsTruncated>{listed}</ListBucketResult>");
+        // It lists no uploads.
+        let answers = ["", &listing, "", ""].map(success).to_vec();
+        let (address, asked) = answering_in_turn(answers, |_, _| String::new());
+        let store = store(address);
+        store.sweep(Path::new("d")).unwrap();
+        store.sweep(Path::new("")).unwrap();
+        let asked = asked.lock().unwrap();
+        assert!(asked[1].ends_with("&prefix=a%2F.memdev-carry-"), "{asked:?}");
+        assert_eq!(asked[2..], [&keys[1], &keys[3]].map(|key| format!("DELETE /bucket/a/{key}")));
     }
 }

@@ -1,10 +1,10 @@
 //! Signatures of requests (AWS Signature Version 4, in the header `Authorization`). Pure.
 
-use std::time::SystemTime;
-
 use ring::digest::{SHA256, digest};
 use ring::hmac::{HMAC_SHA256, Key, sign};
 use zeroize::Zeroizing;
+
+use crate::carry::entry::{Time, hexadecimal};
 
 /// Who signs, and for which part of the world.
 pub(super) struct Signer {
@@ -61,23 +61,13 @@ pub(super) fn hash(bytes: &[u8]) -> String {
     hexadecimal(digest(&SHA256, bytes).as_ref())
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 /// A moment as `20130524T000000Z`.
-pub(super) fn time(moment: SystemTime) -> String {
-    const MONTHS: &str = "JanFebMarAprMayJunJulAugSepOctNovDec";
-    // Such as "Fri, 24 May 2013 00:00:00 GMT".
-    let text = httpdate::fmt_http_date(moment);
-    let month = MONTHS.find(&text[8..11]).unwrap_or(0) / 3 + 1;
-    format!("{}{month:02}{}T{}Z", &text[12..16], &text[5..7], text[17..25].replace(':', ""))
+pub(super) fn time(moment: Time) -> String {
+    format!("{}Z", moment.date())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, UNIX_EPOCH};
-
     use super::*;
 
     /// The examples of Amazon's own description.
@@ -124,7 +114,7 @@ mod tests {
 
     #[test]
     fn times_are_written_as_they_are_signed() {
-        let of = |seconds| time(UNIX_EPOCH + Duration::from_secs(seconds));
+        let of = |seconds| time(Time::new(seconds, 0_u32));
         assert_eq!(of(1_369_353_600), "20130524T000000Z");
         assert_eq!(of(1_709_251_199), "20240229T235959Z");
         assert_eq!(of(1_796_083_200), "20261201T000000Z");

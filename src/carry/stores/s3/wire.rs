@@ -1,7 +1,6 @@
 //! One S3 server: its requests, signed, and what of their answers counts.
 
 use std::io;
-use std::time::SystemTime;
 
 use ureq::http::header::{CONTENT_LENGTH, ETAG, LAST_MODIFIED};
 use ureq::http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
@@ -11,6 +10,7 @@ use zeroize::Zeroizing;
 use super::account::Account;
 use super::sign::{Signed, Signer, hash, time};
 use super::xml::{self, Page, Unfinished};
+use crate::carry::entry::Time;
 use crate::carry::stores::http::{self, Download};
 
 /// The longest answer that is read, in bytes: 1,000 keys of 1,024 bytes that XML has as six each, and what is around them.
@@ -114,7 +114,7 @@ impl Server {
         let query: Vec<_> =
             ask.query.iter().map(|(name, value)| format!("{}={}", word(name), word(value))).collect();
         let query = query.join("&");
-        let (now, body) = (time(SystemTime::now()), hash(ask.body));
+        let (now, body) = (time(Time::now()), hash(ask.body));
         let mut headers = ask.headers;
         headers.push(("host".to_owned(), self.host.clone()));
         headers.push(("x-amz-content-sha256".to_owned(), body.clone()));
@@ -256,7 +256,7 @@ impl Server {
         let ask = Ask { query: &[("uploadId", id)], headers, body: body.as_bytes() };
         let text = self.text(&Method::POST, key, ask)?;
         let tag = xml::field(&text, "CompleteMultipartUploadResult", "ETag").map_err(|why| failed(&why))?;
-        Ok(bare(&tag).to_owned())
+        http::tag(&tag).ok_or_else(|| http::not_understood("an object without a name"))
     }
 
     /// Gives up an upload in parts.
@@ -291,14 +291,12 @@ impl Object {
 
     fn of(headers: &HeaderMap) -> Option<Self> {
         let text = |name| headers.get(name).and_then(|value: &ureq::http::HeaderValue| value.to_str().ok());
-        let modified = text(LAST_MODIFIED).and_then(|text| httpdate::parse_http_date(text).ok());
-        let modified = modified.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
         let meta = headers.iter().filter_map(|(name, value)| {
             Some((name.as_str().strip_prefix(META)?.to_owned(), value.to_str().ok()?.to_owned()))
         });
         Some(Self {
             size: text(CONTENT_LENGTH)?.parse().ok()?,
-            modified: modified.and_then(|since| i64::try_from(since.as_secs()).ok()).unwrap_or(0),
+            modified: text(LAST_MODIFIED).and_then(http::seconds).unwrap_or(0),
             tag: tag_of(headers),
             meta: meta.collect(),
         })
@@ -310,13 +308,7 @@ fn headers_of(meta: &[(&str, String)]) -> impl Iterator<Item = (String, String)>
 }
 
 fn tag_of(headers: &HeaderMap) -> Option<String> {
-    const TAG_MAX: usize = 200;
-    let tag = bare(headers.get(ETAG)?.to_str().ok()?);
-    (!tag.is_empty() && tag.len() <= TAG_MAX).then(|| tag.to_owned())
-}
-
-fn bare(tag: &str) -> &str {
-    tag.trim().trim_matches('"')
+    http::tag(headers.get(ETAG)?.to_str().ok()?)
 }
 
 /// What is to be said about a status that is no success, and what the server says of it.

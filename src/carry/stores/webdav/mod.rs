@@ -178,12 +178,13 @@ impl WebDav {
         let inside = inside.write();
         let attributes = write_attributes(&properties.attributes);
         let all = [("inside", &*inside), ("attributes", &*attributes)];
-        if !attributes.is_empty() && self.server.set(path, is_directory, &all)? {
-            return Ok(());
-        }
-        // Attributes that are too long for what is there do not hold up the file.
-        if self.server.set(path, is_directory, &all[..1])? {
-            return Ok(());
+        let none = [all[0], ("attributes", "")];
+        // Attributes that are too long for what is there do not hold up the file. A directory may have had others before.
+        let ways = [(!attributes.is_empty(), &all[..]), (is_directory, &none[..]), (true, &all[..1])];
+        for (_, properties) in ways.into_iter().filter(|(is_way, _)| *is_way) {
+            if self.server.set(path, is_directory, properties)? {
+                return Ok(());
+            }
         }
         Err(io::Error::other("the server does not keep its properties any more"))
     }
@@ -373,6 +374,7 @@ mod tests {
     use std::io::Read as _;
 
     use super::*;
+    use crate::carry::stores::http::tests::{answering, answering_in_turn};
 
     #[test]
     fn names_are_names() {
@@ -394,7 +396,7 @@ mod tests {
 
     /// A store whose server gives one answer to whatever it is asked, and then closes the connection.
     fn answered(answer: String) -> WebDav {
-        let address = crate::carry::stores::http::tests::answering(answer);
+        let address = answering(answer);
         WebDav::open("webdav://test", false, &format!("{address}/files"), "t", false).unwrap()
     }
 
@@ -430,6 +432,40 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::NotADirectory);
         let error = answered(listing(&entry("/files/y", ""))).find(Path::new("x")).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+
+    /// The attributes that a directory had once, and has no more, came back with the next fill.
+    #[test]
+    fn a_directory_may_lose_its_attributes() {
+        let kept = |attributes: Vec<(OsString, Vec<u8>)>, is_too_long: bool| {
+            let directory = listing(&entry("/files/d/", "<collection/>"));
+            let set = |status: &str| {
+                listing(&format!(
+                    "<response><href>/files/d/</href><propstat><prop/><status>HTTP/1.1 {status}</status></propstat></response>"
+                ))
+            };
+            let made = "HTTP/1.1 405 It is there\r\nContent-Length: 0\r\n\r\n".to_owned();
+            let mut answers = vec![directory.clone(), made, directory];
+            answers.extend(is_too_long.then(|| set("507 Full")));
+            answers.push(set("200 OK"));
+            let (address, asked) = answering_in_turn(answers, |_, body| {
+                body.split_once("<m:attributes>").map_or_else(String::new, |(_, rest)| format!(" {rest}"))
+            });
+            let rest = format!("{address}/files");
+            let store = WebDav::open("webdav://test", false, &rest, "t", false).unwrap();
+            let abilities = Abilities { has_properties: true, has_steady_versions: true };
+            let _ = store.abilities.set(abilities);
+            let properties = Properties { attributes, ..Properties::default() };
+            store.make_directory(Path::new("d"), &properties, &mut |_, _| Ok(None)).unwrap();
+            let asked = asked.lock().unwrap();
+            let last =
+                asked.last().unwrap().strip_prefix("PROPPATCH /files/d/ ").expect("it is set").to_owned();
+            last.split_once("</m:attributes>").unwrap().0.to_owned()
+        };
+        let one = || vec![("user.a".into(), b"1".to_vec())];
+        assert_eq!(kept(one(), false), "user.a=1");
+        assert_eq!(kept(one(), true), "", "neither those nor others");
+        assert_eq!(kept(Vec::new(), false), "");
     }
 
     #[test]

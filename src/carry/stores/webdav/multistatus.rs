@@ -4,6 +4,7 @@
 use roxmltree::{Document, Node, ParsingOptions};
 
 use crate::carry::entry::unescape;
+use crate::carry::stores::http;
 
 /// The XML namespace of the protocol.
 const DAV: &str = "DAV:";
@@ -13,9 +14,6 @@ pub(super) const OURS: &str = "urn:memdev:carry";
 
 /// The most parts that an answer may have, which bounds the memory that it takes once it is understood.
 const NODES_MAX: u32 = 3_000_000;
-
-/// The longest name that a server may give to a version, in bytes.
-const TAG_MAX: usize = 200;
 
 /// What is asked of files.
 pub(super) fn question() -> String {
@@ -114,16 +112,10 @@ impl Resource {
                 self.size = Some(size);
             }
             (Some(DAV), "getlastmodified") => {
-                let time = httpdate::parse_http_date(&content(property)).ok();
-                let seconds = time.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
-                self.modified = seconds.and_then(|since| i64::try_from(since.as_secs()).ok());
+                self.modified = http::seconds(&content(property));
             }
             (Some(DAV), "getetag") => {
-                // That it may be another one within the second is what some say of it at first, and no more later.
-                let tag = content(property);
-                let tag = tag.strip_prefix("W/").unwrap_or(&tag).trim_matches('"');
-                let is_tag = !tag.is_empty() && tag.len() <= TAG_MAX && !tag.contains(char::is_control);
-                self.tag = is_tag.then(|| tag.to_owned());
+                self.tag = http::tag(&content(property));
             }
             (Some(OURS), "inside") => self.inside = Some(content(property)),
             (Some(OURS), "attributes") => self.attributes = Some(content(property)),
