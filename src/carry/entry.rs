@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, Stat};
 use serde_json::{Value, json};
 
+/// How old a change must be before what it has left is read: within one tick of the kernel's clock two changes look alike.
+pub(crate) const TICK: f64 = 0.02;
+
 /// What a name stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -129,7 +132,23 @@ impl Version {
         }
     }
 
-    /// Whether what would be carried is the same. A directory changes with what is in it, which is carried by itself.
+    /// Whether this may have other attributes than `self` had, although it is the same: of a directory that cannot be
+    /// told by its times, which change with what is in it, too.
+    pub(crate) fn may_differ(&self, later: &Self) -> bool {
+        self.kind == Kind::Directory && self.changed != later.changed
+    }
+
+    /// What is remembered of this version before it is read: within one tick of the kernel's clock two changes look alike, so
+    /// a directory that has just been changed is not known by its time.
+    pub(crate) fn before_reading(mut self) -> Self {
+        if self.kind == Kind::Directory && Time::now().since(self.changed) < TICK {
+            self.changed = Time::default();
+        }
+        self
+    }
+
+    /// Whether what would be carried is the same, but for a directory's attributes: see [`Self::may_differ`]. A directory
+    /// changes with what is in it, which is carried by itself.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         if self.kind == Kind::Directory && other.kind == Kind::Directory {
             return self.inode == other.inode && self.meta == other.meta;
@@ -287,6 +306,10 @@ mod tests {
         assert_eq!(Version::from_json(&version.to_json()), Some(version.clone()));
         let later = Version { modified: Time::now(), ..version.clone() };
         assert!(later.is_same(&version), "what is in it has changed");
+        let touched = Version { changed: Time::now(), ..version.clone() };
+        assert!(version.may_differ(&touched) && !version.may_differ(&later));
+        assert!(touched.clone().before_reading().may_differ(&touched), "within a tick nothing is sure");
+        assert_eq!(version.clone().before_reading(), version);
         let other = Version { meta: Meta { mode: 0o1, ..version.meta.clone() }, ..version.clone() };
         assert!(!other.is_same(&version));
     }

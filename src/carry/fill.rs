@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFla
 use rustix::io::Errno;
 
 use super::delivery::{CONFLICT, Notes, hash_of_link};
-use super::entry::{Kind, Meta, Time, escape, hexadecimal};
+use super::entry::{Kind, Meta, Time, Version, escape, hexadecimal};
 use super::known::{Known, KnownPaths};
 use super::rules::Rules;
 use super::stores::{self, Content, Found, Store};
@@ -64,8 +64,10 @@ impl Fill<'_> {
                     Error::io("Cannot fill in from the destination", error).on(format!("'{}'", escape(&path)))
                 })?;
                 let seen = self.tree.version(&path).ok().flatten();
-                if let Some(seen) = seen {
-                    known.set(&path, Known { seen, there: Some(found.stamp), hash });
+                if let Some(seen) = seen.map(Version::before_reading) {
+                    // As they are here now: some may not be held.
+                    let attributes = self.tree.hash_of_attributes(&path, seen.kind).unwrap_or(0);
+                    known.set(&path, Known { seen, there: Some(found.stamp), hash, attributes });
                 }
                 if is_directory {
                     left.push(path);

@@ -5,12 +5,15 @@
 //! change. A line that was begun and not ended is not there.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use ring::digest::{Context, SHA256};
 use rustix::fs::{FallocateFlags, MemfdFlags};
 use serde_json::{Value, json};
 
@@ -28,6 +31,8 @@ pub(crate) struct Known {
     pub(crate) there: Option<Stamp>,
     /// SHA-256 of what was left there.
     pub(crate) hash: Option<String>,
+    /// Of a directory: [`hash_of_attributes`], of those that it had when it was last delivered, or the session began.
+    pub(crate) attributes: u64,
 }
 
 /// All paths that are known.
@@ -100,7 +105,7 @@ impl KnownPaths {
     pub(crate) fn see(&mut self, path: &Path, seen: Version) {
         match self.all.get_mut(path) {
             Some(known) => known.seen = seen,
-            None => drop(self.all.insert(path.to_owned(), Known { seen, there: None, hash: None })),
+            None => drop(self.all.insert(path.to_owned(), Known::of(seen, 0))),
         }
     }
 
@@ -169,6 +174,11 @@ fn line(path: &Path, known: Option<&Known>) -> Vec<u8> {
 }
 
 impl Known {
+    /// Of what was not left anywhere.
+    pub(crate) fn of(seen: Version, attributes: u64) -> Self {
+        Self { seen, there: None, hash: None, attributes }
+    }
+
     /// Whether this was carried, and not there before the session.
     pub(crate) fn is_there(&self) -> bool {
         self.there.is_some()
@@ -183,6 +193,7 @@ impl Known {
             "seen": self.seen.to_json(),
             "there": self.there.as_ref().map(Stamp::to_json),
             "hash": self.hash,
+            "attributes": self.attributes,
         })
     }
 
@@ -191,19 +202,58 @@ impl Known {
             seen: Version::from_json(&value["seen"])?,
             there: Stamp::from_json(&value["there"]),
             hash: value["hash"].as_str().map(str::to_owned),
+            attributes: value["attributes"].as_u64().unwrap_or(0),
         })
     }
+}
+
+/// By what attributes are told from others; 0 for none.
+pub(crate) fn hash_of_attributes(attributes: &[(OsString, Vec<u8>)]) -> u64 {
+    if attributes.is_empty() {
+        return 0;
+    }
+    // In which order they are told is up to the file system.
+    let mut all: Vec<_> = attributes.iter().map(|(name, value)| (name.as_bytes(), &value[..])).collect();
+    all.sort_unstable();
+    let mut context = Context::new(&SHA256);
+    for part in all.into_iter().flat_map(|(name, value)| [name, value]) {
+        context.update(&(part.len() as u64).to_be_bytes());
+        context.update(part);
+    }
+    let hash = context.finish();
+    hash.as_ref().iter().take(8).fold(0, |hash, byte| hash << 8 | u64::from(*byte))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
 
     fn known(size: u64) -> Known {
         let mut seen = Version::of(&rustix::fs::stat("/").unwrap());
         seen.size = size;
         let there = Some(Stamp { size, modified: seen.modified, tag: None });
-        Known { seen, there, hash: Some("00ff".to_owned()) }
+        Known { seen, there, hash: Some("00ff".to_owned()), attributes: u64::MAX - size }
+    }
+
+    #[test]
+    fn attributes_are_told_apart() {
+        let hash = |all: &[(&str, &str)]| {
+            let all = all.iter().map(|(name, value)| (OsString::from(name), value.as_bytes().to_vec()));
+            hash_of_attributes(&all.collect::<Vec<_>>())
+        };
+        assert_eq!(hash(&[]), 0);
+        assert_eq!(hash(&[("user.a", "1"), ("user.b", "2")]), hash(&[("user.b", "2"), ("user.a", "1")]));
+        let different = [
+            hash(&[("user.a", "1")]),
+            hash(&[("user.a", "")]),
+            hash(&[("user.a1", "")]),
+            hash(&[("user.a", "1"), ("user.b", "")]),
+        ];
+        assert_eq!(BTreeSet::from(different).len(), different.len());
+        let mut older = known(1).to_json();
+        older.as_object_mut().unwrap().remove("attributes");
+        assert_eq!(Known::from_json(&older), Some(Known { attributes: 0, ..known(1) }));
     }
 
     #[test]

@@ -15,11 +15,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::entry::{Kind, Time, Version};
+use super::entry::{Kind, TICK, Time, Version};
+use super::known::hash_of_attributes;
 use crate::sys::fanotify;
-
-/// How old a change must be before a file is read: within one tick of the kernel's clock two changes look alike.
-const TICK: f64 = 0.02;
 
 /// The most that is kept of a file's attributes, in bytes.
 const ATTRIBUTES_MAX: usize = 64 << 10;
@@ -143,6 +141,11 @@ impl Tree {
         }
         let file = self.root.open(&self.whole(path), flags, Mode::empty())?;
         user_attributes(file.as_fd())
+    }
+
+    /// What is to be known of a directory's attributes; 0 of anything else.
+    pub(crate) fn hash_of_attributes(&self, path: &Path, kind: Kind) -> io::Result<u64> {
+        if kind == Kind::Directory { Ok(hash_of_attributes(&self.attributes(path)?)) } else { Ok(0) }
     }
 
     /// Opens the regular file `path` to be read as it is now.

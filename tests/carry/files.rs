@@ -1,6 +1,7 @@
 //! What gets to the destination, and back into the next session.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 
 use rustix::process::Signal;
@@ -76,7 +77,6 @@ fn a_file_is_carried_when_it_is_closed() {
     wait_until("the other is delivered", || house.read("y") == "other\n");
     std::thread::sleep(std::time::Duration::from_millis(700));
     assert!(!house.dest("x").exists(), "somebody writes it still");
-    use std::io::Write;
     child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
     wait_until("it is delivered", || house.read("x") == "begun\nended\n");
     child.kill().unwrap();
@@ -160,16 +160,48 @@ fn attributes_are_carried() {
     attributes_of_a_directory(|| House::to(house.dest("")));
 }
 
-/// A directory loses the only attribute that it had, and is carried as it gets another mode.
-pub fn attributes_of_a_directory(house: impl Fn() -> House) {
-    // By what every Debian has: setxattr, getxattr, removexattr.
-    let attribute = |call: &str| {
+/// What sets, gets and removes an attribute of the directory `d`, by what every Debian has.
+fn attribute() -> [String; 3] {
+    // setxattr, getxattr, removexattr.
+    ["188, $f, $n, $v, 1, 0", "191, $f, $n, $v, 1", "197, $f, $n"].map(|call| {
         format!("perl -e '($f, $n, $v) = (\"d\", \"user.a\", \"1\"); syscall({call}) >= 0 or die $!'")
-    };
-    let [set, get, remove] = ["188, $f, $n, $v, 1, 0", "191, $f, $n, $v, 1", "197, $f, $n"].map(attribute);
-    house().sh(&[], &format!("mkdir d && {set}"));
-    house().sh(&[], &format!("{get} && {remove} && chmod 700 d"));
+    })
+}
+
+/// A directory gets an attribute, loses it, and nothing else of it changes.
+pub fn attributes_of_a_directory(house: impl Fn() -> House) {
+    let [set, get, remove] = attribute();
+    house().sh(&[], "mkdir d");
+    house().sh(&[], &format!("! {get} && {set}"));
+    house().sh(&[], &format!("{get} && {remove}"));
     house().sh(&[], &format!("test -d d && ! {get}"));
+}
+
+#[test]
+fn a_directory_is_carried_with_its_attributes_but_not_with_what_is_in_it() {
+    let house = House::new();
+    let [set, _, remove] = attribute();
+    let script = format!(
+        "mkdir d; read go; {set}; read go; for n in 1 2 3; do echo $n >d/$n; sleep 0.5; done; read go; {remove}; read go"
+    );
+    let mut command = house.command(&[], &script);
+    command.stdin(std::process::Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut go = || child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+    let delivered = || house.status()["running"][0]["delivered"].as_u64().unwrap_or(0);
+    let has = || rustix::fs::getxattr(house.dest("d"), "user.a", &mut [0; 8]).is_ok();
+    wait_until("it is delivered", || delivered() == 1);
+    assert!(!has());
+    go();
+    wait_until("its attribute is delivered", || has() && delivered() == 2);
+    go();
+    wait_until("what is in it is delivered", || house.read("d/3") == "3\n" && delivered() >= 5);
+    assert_eq!(delivered(), 5, "once the directory, once more its attribute, and the files");
+    go();
+    wait_until("the attribute is gone", || !has() && delivered() == 6);
+    go();
+    assert!(child.wait().unwrap().success());
+    house.place.assert_empty();
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::process::{Child, Command};
 
 use tempfile::TempDir;
 
+use crate::files::attributes_of_a_directory;
 use crate::house::House;
 use crate::interop_support::{run, said};
 use crate::remote::{Server, house, names};
@@ -95,6 +96,12 @@ fn s3_what_belongs_to_files() {
                 test $(stat -c %s holes) = 20971522; test $(cat '\u{e4} a+b') = x; \
                 test \"$(perl -e '($f, $n, $v) = (\"root\", \"user.a b\", \"-\" x 9); print substr($v, 0, syscall(191, $f, $n, $v, 9))')\" = '1 = 2'";
     house(&server).sh(&[], back);
+}
+
+#[test]
+fn s3_attributes_of_directories() {
+    let server = S3::new();
+    attributes_of_a_directory(|| house(&server));
 }
 
 #[test]

@@ -24,7 +24,9 @@ impl Shared<'_> {
                     continue;
                 }
                 if state.known.get(&path).is_none() {
-                    state.known.set(&path, Known { seen, there: None, hash: None });
+                    let seen = seen.before_reading();
+                    let attributes = self.tree.hash_of_attributes(&path, seen.kind).unwrap_or(0);
+                    state.known.set(&path, Known::of(seen, attributes));
                 }
                 if is_directory {
                     left.push(path);
@@ -32,7 +34,7 @@ impl Shared<'_> {
             }
         }
         if let Ok(Some(seen)) = self.tree.version(Path::new("")) {
-            state.known.set(Path::new(""), Known { seen, there: None, hash: None });
+            state.known.set(Path::new(""), Known::of(seen, 0));
         }
     }
 
@@ -125,6 +127,11 @@ impl Shared<'_> {
 
     /// Something is there. If it was a directory before, its number.
     fn meet(&self, path: &Path, version: Version) -> Option<u64> {
+        let may_differ = |known: &Known| known.seen.may_differ(&version);
+        let is_to_be_read = self.lock().known.get(path).is_some_and(may_differ);
+        let version = version.before_reading();
+        let read = is_to_be_read.then(|| self.tree.hash_of_attributes(path, version.kind));
+        let attributes = read.and_then(Result::ok);
         let mut state = self.lock();
         let before = state.known.get(path);
         let inode = before.filter(|known| known.is_directory()).map(|known| known.seen.inode);
@@ -132,9 +139,16 @@ impl Shared<'_> {
             self.notes.add("devices, pipes and sockets are not carried".to_owned());
             return inode;
         }
-        if before.is_some_and(|known| known.seen.is_same(&version)) {
+        let is_known = |known: &Known| {
+            known.seen.is_same(&version) && attributes.is_none_or(|attributes| attributes == known.attributes)
+        };
+        if before.is_some_and(is_known) {
             // It may have waited for whoever was writing it.
             state.queue.touch(path);
+            if attributes.is_some() {
+                // They need not be read again before it changes again.
+                state.known.see(path, version);
+            }
             return inode;
         }
         let (rank, size) = (Rank::of(Some(version.kind)), version.size);

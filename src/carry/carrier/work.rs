@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::{Shared, State};
 use crate::carry::delivery::{Notes, hash_of_link, shorten};
 use crate::carry::entry::{Kind, Time, Version, escape};
-use crate::carry::known::Known;
+use crate::carry::known::{Known, hash_of_attributes};
 use crate::carry::queue::{LONGEST_DELAY, delay};
 use crate::carry::stores::Properties;
 use crate::error::plain;
@@ -69,7 +69,8 @@ impl Shared<'_> {
     /// Delivers the newest version of what is at `path`. What is known of it then, `None` if it is to be forgotten.
     fn deliver(&self, path: &Path, known: Option<&Known>, at_rest: bool) -> Result<Option<Known>, Trouble> {
         let delivery = self.delivery();
-        let Some(seen) = self.tree.version(path).map_err(Trouble::Here)? else {
+        let seen = self.tree.version(path).map_err(Trouble::Here)?.map(Version::before_reading);
+        let Some(seen) = seen else {
             let Some(known) = known.filter(|known| known.is_there()) else { return Ok(None) };
             if !self.deletes {
                 return Ok(Some(known.clone()));
@@ -89,9 +90,12 @@ impl Shared<'_> {
                 session: self.session.clone(),
             })
         };
+        let mut attributes = 0;
         let (seen, stamp, hash) = match seen.kind {
             Kind::Directory => {
-                let stamp = delivery.directory(path, &properties(&seen)?, known).map_err(Trouble::There)?;
+                let properties = properties(&seen)?;
+                attributes = hash_of_attributes(&properties.attributes);
+                let stamp = delivery.directory(path, &properties, known).map_err(Trouble::There)?;
                 (seen, stamp, None)
             }
             Kind::Link => {
@@ -119,7 +123,7 @@ impl Shared<'_> {
             }
             Kind::Other => return Ok(known.cloned()),
         };
-        Ok(Some(Known { seen, there: Some(stamp), hash }))
+        Ok(Some(Known { seen, there: Some(stamp), hash, attributes }))
     }
 
     /// Makes the directories that `path` is in.
@@ -132,17 +136,18 @@ impl Shared<'_> {
             if known.as_ref().is_some_and(|known| known.is_there() && known.is_directory()) {
                 continue;
             }
-            let version = self.tree.version(directory).map_err(Trouble::Here)?;
+            let version = self.tree.version(directory).map_err(Trouble::Here)?.map(Version::before_reading);
             let Some(seen) = version.filter(|version| version.kind == Kind::Directory) else {
                 // It is being replaced: what was in it is looked for again.
                 return Err(Trouble::Busy);
             };
             let attributes = self.tree.attributes(directory).map_err(Trouble::Here)?;
+            let hash = hash_of_attributes(&attributes);
             let (meta, modified) = (seen.meta.clone(), seen.modified);
             let properties = Properties { meta, modified, attributes, session: self.session.clone() };
             let stamp =
                 self.delivery().directory(directory, &properties, known.as_ref()).map_err(Trouble::There)?;
-            let known = Known { seen, there: Some(stamp), hash: None };
+            let known = Known { there: Some(stamp), ..Known::of(seen, hash) };
             self.lock().known.set(directory, known);
         }
         Ok(())
