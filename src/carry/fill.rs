@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use ring::digest::{Context, SHA256};
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use super::delivery::{CONFLICT, Notes, hash_of_link};
@@ -16,7 +16,7 @@ use super::entry::{Kind, Meta, Time, Version, escape, hexadecimal};
 use super::known::{Known, KnownPaths};
 use super::rules::Rules;
 use super::stores::{self, Content, Found, Store};
-use super::tree::{Beneath, Tree};
+use super::tree::{Beneath, Tree, user_attributes};
 use crate::error::{Error, Result};
 
 const PART: usize = 256 << 10;
@@ -143,7 +143,19 @@ impl Fill<'_> {
     fn dress(&self, file: &OwnedFd, path: &Path, meta: &Meta) -> io::Result<()> {
         rustix::fs::fchown(file, Some(Uid::from_raw(meta.uid)), Some(Gid::from_raw(meta.gid)))?;
         rustix::fs::fchmod(file, Mode::from_raw_mode(meta.mode))?;
-        for (name, value) in self.store.attributes(path)? {
+        let Some(attributes) = self.store.attributes(path)? else { return Ok(()) };
+        // A directory may be the image's, and have others; a file is a new one.
+        let is_new = FileType::from_raw_mode(rustix::fs::fstat(file)?.st_mode) != FileType::Directory;
+        let before = if is_new { Vec::new() } else { user_attributes(file.as_fd())? };
+        for (name, _) in before {
+            if !attributes.iter().any(|(kept, _)| *kept == name) {
+                match rustix::fs::fremovexattr(file, name) {
+                    Ok(()) | Err(Errno::NODATA | Errno::NOTSUP) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        for (name, value) in attributes {
             match rustix::fs::fsetxattr(file.as_fd(), name.as_os_str(), &value, XattrFlags::empty()) {
                 Ok(()) | Err(Errno::NOTSUP | Errno::NOSPC | Errno::TOOBIG) => {}
                 Err(error) => return Err(error.into()),
@@ -251,4 +263,92 @@ pub(crate) fn place(root: &OwnedFd, wanted: &Path, person: Option<(u32, u32)>) -
     let real = std::fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd()))
         .map_err(|error| Error::io("Cannot find", error).on_path(wanted))?;
     Ok(real.strip_prefix("/").unwrap_or(&real).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::carry::entry::Stamp;
+    use crate::carry::stores::{Aside, Attributes, Properties};
+    use std::ffi::OsString;
+
+    /// One directory, `d`, with these attributes.
+    struct One(Option<Attributes>);
+
+    impl Store for One {
+        fn lacks(&self) -> Vec<&'static str> {
+            Vec::new()
+        }
+
+        fn find(&self, _path: &Path) -> io::Result<Option<Found>> {
+            unreachable!()
+        }
+
+        fn list(&self, path: &Path) -> io::Result<Vec<(OsString, Found)>> {
+            let stamp = Stamp { size: 0, modified: Time::default(), tag: None };
+            let found = Found { kind: Kind::Directory, stamp, meta: None, mode: None, session: None };
+            Ok(if path == Path::new("") { vec![("d".into(), found)] } else { Vec::new() })
+        }
+
+        fn get(&self, _path: &Path) -> io::Result<Box<dyn Content + '_>> {
+            unreachable!()
+        }
+
+        fn attributes(&self, _path: &Path) -> io::Result<Option<Attributes>> {
+            Ok(self.0.clone())
+        }
+
+        fn target(&self, _path: &Path) -> io::Result<OsString> {
+            unreachable!()
+        }
+
+        fn put(&self, _: &Path, _: &mut dyn Content, _: &Properties, _: Aside<'_>) -> io::Result<Stamp> {
+            unreachable!()
+        }
+
+        fn link(&self, _: &Path, _: &OsStr, _: &Properties, _: Aside<'_>) -> io::Result<Stamp> {
+            unreachable!()
+        }
+
+        fn make_directory(&self, _: &Path, _: &Properties, _: Aside<'_>) -> io::Result<Stamp> {
+            unreachable!()
+        }
+
+        fn remove(&self, _path: &Path, _kind: Kind) -> io::Result<()> {
+            unreachable!()
+        }
+    }
+
+    /// What a directory of the image's has, `user.a` and `user.b`, after it was filled.
+    fn filled(attributes: Option<Attributes>) -> Option<Attributes> {
+        let dir = tempfile::tempdir().unwrap();
+        let own = dir.path().join("d");
+        std::fs::create_dir(&own).unwrap();
+        for name in ["user.a", "user.b"] {
+            // Not every file system has such.
+            rustix::fs::setxattr(&own, name, b"image", XattrFlags::empty()).ok()?;
+        }
+        let tree = Tree::new(File::open(dir.path()).unwrap().into(), PathBuf::new());
+        let mut known = KnownPaths::of(KnownPaths::journal().unwrap()).unwrap();
+        let (rules, notes) = (Rules::new(&[], &[], &[]).unwrap(), Notes::default());
+        let store = One(attributes);
+        let mut fill =
+            Fill { tree: &tree, store: &store, rules: &rules, notes: &notes, progress: &mut |_| {} };
+        fill.run(&mut known).unwrap();
+        let mut all = tree.attributes(Path::new("d")).unwrap();
+        all.sort();
+        let remembered = known.get(Path::new("d")).unwrap().attributes;
+        assert_eq!(remembered, tree.hash_of_attributes(Path::new("d"), Kind::Directory).unwrap());
+        Some(all)
+    }
+
+    #[test]
+    fn a_directory_of_the_image_has_the_attributes_that_the_destination_has() {
+        let of = |name: &str, value: &str| (OsString::from(name), value.as_bytes().to_vec());
+        let Some(kept) = filled(None) else { return };
+        assert_eq!(kept, [of("user.a", "image"), of("user.b", "image")], "none are kept there");
+        assert_eq!(filled(Some(Vec::new())), Some(Vec::new()));
+        let other = vec![of("user.b", "there"), of("user.c", "there")];
+        assert_eq!(filled(Some(other.clone())), Some(other));
+    }
 }

@@ -7,6 +7,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::Attributes;
 use super::http::encode;
 use crate::carry::entry::unescape;
 
@@ -35,7 +36,7 @@ pub(super) fn write_attributes(attributes: &[(OsString, Vec<u8>)]) -> String {
 }
 
 /// The attributes that the text has; what is none for everybody's use is left out.
-pub(super) fn read_attributes(text: &str) -> Vec<(OsString, Vec<u8>)> {
+pub(super) fn read_attributes(text: &str) -> Attributes {
     let one = |pair: &str| {
         let (name, value) = pair.split_once('=')?;
         let name = unword(name).filter(|name| name.starts_with(b"user.") && !name.contains(&0))?;
@@ -46,19 +47,19 @@ pub(super) fn read_attributes(text: &str) -> Vec<(OsString, Vec<u8>)> {
 
 /// The attributes of what a listing has told of, until they are asked for: to fill asks for those of each file.
 #[derive(Default)]
-pub(super) struct Listed(Mutex<HashMap<PathBuf, String>>);
+pub(super) struct Listed(Mutex<HashMap<PathBuf, Option<Attributes>>>);
 
 impl Listed {
-    pub(super) fn note(&self, path: PathBuf, attributes: &str) {
-        self.lock().insert(path, attributes.to_owned());
+    pub(super) fn note(&self, path: PathBuf, attributes: Option<Attributes>) {
+        self.lock().insert(path, attributes);
     }
 
     /// Those of `path`, if it was listed since they were last asked for.
-    pub(super) fn take(&self, path: &Path) -> Option<Vec<(OsString, Vec<u8>)>> {
-        self.lock().remove(path).map(|text| read_attributes(&text))
+    pub(super) fn take(&self, path: &Path) -> Option<Option<Attributes>> {
+        self.lock().remove(path)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, String>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<PathBuf, Option<Attributes>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
-use super::{Aside, Content, Found, Properties, Session, Store, Stored, TEMPORARY, is_temporary};
+use super::{Aside, Attributes, Content, Found, Properties, Session, Store, Stored, TEMPORARY, is_temporary};
 use crate::carry::delivery::{conflict_name, timestamp};
 use crate::carry::entry::{Kind, Meta, Stamp, Time, Version};
 use crate::carry::tree::{Beneath, user_attributes};
@@ -323,12 +323,12 @@ impl Store for Directory {
         Ok(Box::new(Stored::new(file.into())?))
     }
 
-    fn attributes(&self, path: &Path) -> io::Result<Vec<(OsString, Vec<u8>)>> {
+    fn attributes(&self, path: &Path) -> io::Result<Option<Attributes>> {
         if !self.has_attributes {
-            return Ok(Vec::new());
+            return Ok(None);
         }
         let file = self.root.open(path, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty())?;
-        user_attributes(file.as_fd())
+        user_attributes(file.as_fd()).map(Some)
     }
 
     fn target(&self, path: &Path) -> io::Result<OsString> {
@@ -522,8 +522,11 @@ mod tests {
             assert_eq!(found.session, Some(session()));
             fs::write(&path, "edited").unwrap();
             assert_eq!(store.find(Path::new("x")).unwrap().unwrap().session, None);
-            assert_eq!(store.attributes(Path::new("x")).unwrap(), [("user.note".into(), b"x".to_vec())]);
+            let attributes = store.attributes(Path::new("x")).unwrap();
+            assert_eq!(attributes, Some(vec![("user.note".into(), b"x".to_vec())]));
         }
+        let less = Directory { has_attributes: false, ..store };
+        assert_eq!(less.attributes(Path::new("x")).unwrap(), None);
         assert_eq!(names(dir.path()), ["x"]);
     }
 
@@ -618,7 +621,7 @@ mod tests {
             let attributes = names.iter().map(|name| (name.into(), b"x".to_vec())).collect();
             let properties = Properties { attributes, session: session(), ..Properties::default() };
             store.make_directory(Path::new("d"), &properties, &mut |_, _| Ok(None)).unwrap();
-            let attributes = store.attributes(Path::new("d")).unwrap();
+            let attributes = store.attributes(Path::new("d")).unwrap().unwrap_or_default();
             let mut names: Vec<_> = attributes.into_iter().map(|(name, _)| name).collect();
             names.sort();
             assert!(store.inside(Path::new("d"), Kind::Directory).is_some() || !store.has_attributes);

@@ -74,6 +74,9 @@ fn if_there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
+/// Extended attributes: names and values.
+pub(crate) type Attributes = Vec<(OsString, Vec<u8>)>;
+
 /// What is to be left at the destination beside content.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Properties {
@@ -82,7 +85,7 @@ pub(crate) struct Properties {
     /// When the content was changed.
     pub(crate) modified: Time,
     /// Attributes for everybody's use.
-    pub(crate) attributes: Vec<(OsString, Vec<u8>)>,
+    pub(crate) attributes: Attributes,
     /// Whose version it is.
     pub(crate) session: Session,
 }
@@ -244,9 +247,9 @@ pub(crate) trait Store: Send + Sync {
     /// The content of a file.
     fn get(&self, path: &Path) -> io::Result<Box<dyn Content + '_>>;
 
-    /// The attributes for everybody's use that it has.
-    fn attributes(&self, _path: &Path) -> io::Result<Vec<(OsString, Vec<u8>)>> {
-        Ok(Vec::new())
+    /// The attributes for everybody's use that it has; `None` where none are kept, so that nothing can be told of them.
+    fn attributes(&self, _path: &Path) -> io::Result<Option<Attributes>> {
+        Ok(None)
     }
 
     /// Where a symbolic link points to.

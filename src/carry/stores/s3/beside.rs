@@ -2,15 +2,15 @@
 
 use super::wire::Object;
 use crate::carry::entry::{Kind, Meta, Stamp, Time};
-use crate::carry::stores::beside::{LINK, unword, word, write_attributes};
-use crate::carry::stores::{Found, Properties, Session};
+use crate::carry::stores::beside::{LINK, read_attributes, unword, word, write_attributes};
+use crate::carry::stores::{Attributes, Found, Properties, Session};
 
 /// The longest attributes that are kept, as text and in bytes: servers take 2 KiB for all that is beside an object.
 const ATTRIBUTES_MAX: usize = 1_400;
 
 /// What is kept beside an object that no other program has a name for: whose version it is, and its attributes.
 const SESSION: &str = "memdev-session";
-pub(super) const ATTRIBUTES: &str = "memdev-attributes";
+const ATTRIBUTES: &str = "memdev-attributes";
 
 /// What is kept beside what is put there; attributes that are too long for that are not.
 pub(super) fn meta(kind: u32, properties: &Properties) -> Vec<(&'static str, String)> {
@@ -27,6 +27,12 @@ pub(super) fn meta(kind: u32, properties: &Properties) -> Vec<(&'static str, Str
         all.push((ATTRIBUTES, attributes));
     }
     all
+}
+
+/// An object's attributes; nothing is known of those of what was not carried there.
+pub(super) fn attributes(object: &Object) -> Option<Attributes> {
+    let of_ours = || object.value(SESSION).map(|_| Attributes::new());
+    object.value(ATTRIBUTES).map(read_attributes).or_else(of_ours)
 }
 
 /// As rclone has it: seconds since 1970, with a fraction.
@@ -94,6 +100,7 @@ mod tests {
         let object = Object { size: 7, modified: 9, tag: Some("e".to_owned()), meta: Vec::new() };
         let plain = found(&object, false);
         assert_eq!((plain.kind, plain.meta, plain.mode, plain.session), (Kind::File, None, None, None));
+        assert_eq!(attributes(&object), None, "who put it there knows of none");
         assert_eq!(plain.stamp, Stamp { size: 7, modified: Time::new(9, 0_u32), tag: Some("e".to_owned()) });
         let meta = [
             ("mode", "120777"),
@@ -103,7 +110,9 @@ mod tests {
             ("memdev-session", "id a%20b"),
         ];
         let meta = meta.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-        let ours = found(&Object { meta, ..object }, false);
+        let object = Object { meta, ..object };
+        let ours = found(&object, false);
+        assert_eq!(attributes(&object), Some(Vec::new()), "it had none");
         assert_eq!((ours.kind, ours.meta), (Kind::Link, Some(Meta { mode: 0o777, uid: 1, gid: 2 })));
         assert_eq!(ours.session, Some(Session { id: "id".to_owned(), name: "a b".to_owned() }));
     }

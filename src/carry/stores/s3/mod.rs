@@ -22,13 +22,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use self::account::{Account, parse};
-use self::beside::{ATTRIBUTES, found, meta};
+use self::beside::{attributes, found, meta};
 use self::wire::{Object, Only, Server};
-use super::beside::{DIRECTORY, FILE, LINK, Listed, read_attributes, read_target};
+use super::beside::{DIRECTORY, FILE, LINK, Listed, read_target};
 use super::http::not_understood;
 use super::{
-    ABANDONED, Aside, Content, Found, Properties, Store, TEMPORARY, Text, if_there, is_abandoned, is_name,
-    is_temporary, temporary,
+    ABANDONED, Aside, Attributes, Content, Found, Properties, Store, TEMPORARY, Text, if_there, is_abandoned,
+    is_name, is_temporary, temporary,
 };
 use crate::carry::entry::{Kind, Stamp, Time, is_inner};
 use crate::error::{Error, ErrorKind, Result};
@@ -270,8 +270,7 @@ impl Store for S3 {
                         let key = format!("{prefix}{name}{}", if is_directory { "/" } else { "" });
                         let object = if_there(self.server.head(&key));
                         if let Ok(object) = &object {
-                            let text = object.as_ref().and_then(|object| object.value(ATTRIBUTES));
-                            self.listed.note(path.join(&name), text.unwrap_or_default());
+                            self.listed.note(path.join(&name), object.as_ref().and_then(attributes));
                         }
                         let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
                         match (object, &mut *all) {
@@ -298,7 +297,7 @@ impl Store for S3 {
         Ok(Box::new(self.server.get(&self.key(path)?)?))
     }
 
-    fn attributes(&self, path: &Path) -> io::Result<Vec<(OsString, Vec<u8>)>> {
+    fn attributes(&self, path: &Path) -> io::Result<Option<Attributes>> {
         if let Some(attributes) = self.listed.take(path) {
             return Ok(attributes);
         }
@@ -306,8 +305,7 @@ impl Store for S3 {
             Some(object) => Some(object),
             None => if_there(self.server.head(&self.within(path)?))?,
         };
-        let object = object.unwrap_or_default();
-        Ok(object.value(ATTRIBUTES).map(read_attributes).unwrap_or_default())
+        Ok(object.as_ref().and_then(attributes))
     }
 
     fn target(&self, path: &Path) -> io::Result<OsString> {

@@ -28,7 +28,8 @@ use super::beside::{DIRECTORY, FILE, LINK, Listed, read_attributes, read_target,
 use super::http::not_understood;
 use super::names::Names;
 use super::{
-    Aside, Content, Found, Properties, Store, Text, if_there, is_abandoned, is_name, is_temporary, temporary,
+    Aside, Attributes, Content, Found, Properties, Store, Text, if_there, is_abandoned, is_name,
+    is_temporary, temporary,
 };
 use crate::carry::entry::{Kind, Stamp, Time, is_inner};
 use crate::error::{Error, ErrorKind, Result};
@@ -218,6 +219,12 @@ fn name_below(directory: &[u8], path: &[u8]) -> Option<OsString> {
     is_name(name).then(|| OsString::from_vec(name.to_vec()))
 }
 
+/// Its attributes; nothing is known of those of what was not carried there.
+fn attributes(resource: &Resource) -> Option<Attributes> {
+    let of_ours = || resource.inside.as_ref().map(|_| Attributes::new());
+    resource.attributes.as_deref().map(read_attributes).or_else(of_ours)
+}
+
 impl Store for WebDav {
     fn lacks(&self) -> Vec<&'static str> {
         match self.abilities.get() {
@@ -238,7 +245,7 @@ impl Store for WebDav {
     fn list(&self, path: &Path) -> io::Result<Vec<(OsString, Found)>> {
         let all = self.entries(path)?.into_iter().filter(|(name, _)| !is_temporary(name));
         let all = all.map(|(name, resource)| {
-            self.listed.note(path.join(&name), resource.attributes.as_deref().unwrap_or_default());
+            self.listed.note(path.join(&name), attributes(&resource));
             (name, found(&resource))
         });
         Ok(all.collect())
@@ -248,14 +255,14 @@ impl Store for WebDav {
         Ok(Box::new(self.server.get(checked(path)?)?))
     }
 
-    fn attributes(&self, path: &Path) -> io::Result<Vec<(OsString, Vec<u8>)>> {
+    fn attributes(&self, path: &Path) -> io::Result<Option<Attributes>> {
         if !self.abilities()?.has_properties {
-            return Ok(Vec::new());
+            return Ok(None);
         }
         if let Some(attributes) = self.listed.take(path) {
             return Ok(attributes);
         }
-        Ok(self.resource(path)?.attributes.as_deref().map(read_attributes).unwrap_or_default())
+        self.resource(path).map(|resource| attributes(&resource))
     }
 
     fn target(&self, path: &Path) -> io::Result<OsString> {
@@ -364,7 +371,7 @@ pub(super) fn try_answer(text: &str) {
         let found = found(&resource);
         assert_eq!(found.kind == Kind::Directory, resource.is_directory);
         assert!(found.meta.is_none_or(|meta| meta.mode <= 0o7777));
-        let attributes = resource.attributes.as_deref().map(read_attributes).unwrap_or_default();
+        let attributes = attributes(&resource).unwrap_or_default();
         assert!(attributes.iter().all(|(name, _)| name.as_bytes().starts_with(b"user.")));
     }
 }
@@ -466,6 +473,24 @@ mod tests {
         assert_eq!(kept(one(), false), "user.a=1");
         assert_eq!(kept(one(), true), "", "neither those nor others");
         assert_eq!(kept(Vec::new(), false), "");
+    }
+
+    /// Somebody else's directory would have taken the attributes from the image's.
+    #[test]
+    fn what_was_not_carried_there_has_no_attributes_to_tell_of() {
+        let told = |properties: &str, has_properties: bool| {
+            let entry = entry("/files/d/", "<collection/>");
+            let entry = entry.replace("<resourcetype>", &format!("{properties}<resourcetype>"));
+            let store = answered(listing(&entry));
+            let _ = store.abilities.set(Abilities { has_properties, has_steady_versions: true });
+            store.attributes(Path::new("d")).unwrap()
+        };
+        let ours = "<inside xmlns='urn:memdev:carry'>x</inside>";
+        assert_eq!(told("", true), None);
+        assert_eq!(told(ours, true), Some(Vec::new()));
+        assert_eq!(told(ours, false), None);
+        let some = format!("{ours}<attributes xmlns='urn:memdev:carry'>user.a=1</attributes>");
+        assert_eq!(told(&some, true), Some(vec![("user.a".into(), b"1".to_vec())]));
     }
 
     #[test]
