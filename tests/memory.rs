@@ -341,7 +341,7 @@ fn idle_sessions_are_small() {
     let each = [grow(), grow()];
     assert!(each[0].min(each[1]) <= 8 << 10, "an idle session takes {each:?} bytes");
     drop(sessions);
-    server.settles_at(before, 800 * (8 << 10));
+    server.settles_at(before, 400 * (8 << 10));
 }
 
 #[test]

@@ -122,7 +122,8 @@ pub struct Options {
     pub program: PathBuf,
     /// Whether the daemon is killed when the thread that attaches ends: for a launcher whose devices must not outlive it.
     pub die_with_parent: bool,
-    /// Whether it will be [`Attached::keep_while_used`]: then a loop device is made so from the beginning, which is faster.
+    /// Whether it will be [`Attached::keep_while_used`]: then a loop device is made so from the beginning, which is faster, and cannot
+    /// be [`Attached::keep`].
     pub while_used: bool,
 }
 
@@ -174,8 +175,15 @@ impl Attached {
     /// of its end.
     ///
     /// # Errors
-    /// Its daemon died in the meantime. What is left of the device is taken away then.
+    /// Its daemon died in the meantime. What is left of the device is taken away then; and if it was made to go with its last
+    /// user (`Invalid`).
     pub fn keep(mut self) -> Result<Child> {
+        if self.undo.as_ref().is_some_and(|made| made.open.is_some()) {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                "The device goes with its last user: it cannot be kept",
+            ));
+        }
         let gone = || Error::new(ErrorKind::NotFound, "The device has been taken away");
         self.undo.take().ok_or_else(gone)?.keep()
     }

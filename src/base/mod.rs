@@ -208,14 +208,20 @@ impl Image {
         self.warm_by(range, |buffer, at| self.file.read_at(buffer, at))
     }
 
-    /// As [`Image::warm`], if nobody has to wait for the disk, and whether it was so.
-    #[must_use]
-    pub fn warm_without_waiting(&self, range: Range<u64>) -> bool {
+    /// As [`Image::warm`], but not to wait for the disk: if something has to be read from there, it says no, and the kernel
+    /// begins with that (since Linux 5.9). To find out where on the disk it lies may take a moment all the same.
+    ///
+    /// # Errors
+    /// As [`Image::warm`], and `Unsupported` if the file system can only wait.
+    pub fn warm_at_once(&self, range: Range<u64>) -> io::Result<bool> {
         let read = |buffer: &mut [u8], at| {
             let buffers = &mut [IoSliceMut::new(buffer)];
             Ok(rustix::io::preadv2(&self.file, buffers, at, ReadWriteFlags::NOWAIT)?)
         };
-        self.warm_by(range, read).is_ok()
+        match self.warm_by(range, read) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            result => result.map(|()| true),
+        }
     }
 
     fn warm_by(
@@ -250,17 +256,6 @@ impl Image {
                 self.residency.look_around(&range, LOOK_AROUND, &self.mapping);
                 self.is_warm(range)
             })
-    }
-
-    /// Has the kernel begin to read the data of `range`, for a call of [`Image::warm`] that follows. Does not wait for the disk,
-    /// but for what finds out where on it the data lies.
-    pub fn expect(&self, range: Range<u64>) {
-        for run in self.extents.runs(range).filter(|run| run.data) {
-            let bytes = run.range();
-            if !self.residency.is_seen(&bytes) {
-                self.mapping.expect(bytes);
-            }
-        }
     }
 
     /// Forgets what was seen in memory and is there no longer, so that the next read of it does not make a worker
@@ -525,24 +520,32 @@ mod tests {
     }
 
     #[test]
-    fn what_is_on_the_disk_only_is_not_waited_for_and_comes_when_it_is_expected() {
-        const SIZE: u64 = 4 << 20;
+    fn what_is_on_the_disk_only_is_not_waited_for_and_comes_all_the_same() {
+        const SIZE: usize = 4 << 20;
         // Not where temporary files may be in memory.
         let mut file = tempfile::NamedTempFile::new_in("/var/tmp").unwrap();
-        file.write_all(&vec![5; 4 << 20]).unwrap();
+        file.write_all(&vec![5; SIZE]).unwrap();
         file.as_file().sync_all().unwrap();
         let image = Image::open(file.path()).unwrap();
         rustix::fs::fadvise(file.as_file(), 0, None, rustix::fs::Advice::DontNeed).unwrap();
-        assert!(!image.is_warm_after_a_look(0..SIZE), "the kernel has dropped it");
-        assert!(!image.warm_without_waiting(0..SIZE));
-        assert!(!image.is_warm(0..SIZE));
-        image.expect(4096 + 5..SIZE);
+        let pages = || {
+            let mut pages = vec![0; SIZE / rustix::param::page_size()];
+            image.mapping.residency(0, &mut pages).unwrap();
+            pages.into_iter().filter(|page| page & 1 == 1).count()
+        };
+        assert_eq!(pages(), 0, "/var/tmp is on a disk, and the kernel has dropped the file");
+        let was_there = image.warm_at_once(0..4096).unwrap();
+        assert_eq!(image.is_warm(0..4096), was_there, "what it says is what it knows");
+        // It was begun with, so that it is there sooner or later without anybody's reading it.
         let start = std::time::Instant::now();
-        while !image.warm_without_waiting(4096..SIZE) {
-            assert!(start.elapsed().as_secs() < 60, "the kernel reads what it was told of");
+        while pages() == 0 {
+            assert!(start.elapsed().as_secs() < 60, "the kernel reads what it was asked for");
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
-        assert!(image.is_warm(4096..SIZE) && !image.is_warm(0..1));
+        image.warm(0..SIZE as u64).unwrap();
+        assert!(image.warm_at_once(0..SIZE as u64).unwrap());
+        file.as_file().set_len(0).unwrap();
+        assert!(image.warm_at_once(0..4096).is_err());
     }
 
     #[test]

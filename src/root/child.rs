@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::talk;
 use crate::attach::control;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, plain};
 use crate::sys;
 
 /// The exit status of a child that failed before it could tell anybody why.
@@ -96,7 +96,7 @@ pub(crate) fn start_sibling_in<E: Display>(
 /// [`end_with_parent`], for a copy that has just begun: its `parent` may have ended before that was asked for, which nobody
 /// tells it then. One that is in another namespace of processes is not known by number.
 fn end_with(parent: Option<Pid>) -> Result<(), String> {
-    end_with_parent().map_err(|error| error.to_string())?;
+    end_with_parent().map_err(|error| plain(&error))?;
     match rustix::process::getppid() {
         found if found.is_none() || found == parent => Ok(()),
         _ => Err("its parent has ended".to_owned()),

@@ -10,7 +10,6 @@ use super::KernelSpan;
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 
 /// A shared, read-only mapping of the first bytes of a file.
 #[derive(Debug)]
@@ -73,20 +72,6 @@ impl Mapping {
         match &self.map {
             Some(map) if len > 0 => map.advise_range(Advice::PopulateRead, offset, len),
             _ => Ok(()),
-        }
-    }
-
-    /// Has the kernel begin to read the pages of a range of bytes. Where it cannot, nothing is read.
-    ///
-    /// # Panics
-    /// If the range is not within the mapping.
-    pub fn expect(&self, bytes: Range<u64>) {
-        let page = rustix::param::page_size();
-        let at = |offset: u64| usize::try_from(offset).expect("it is mapped");
-        let (start, end) = (at(bytes.start) / page * page, at(bytes.end));
-        assert!(start <= end && end <= self.len(), "pages outside the mapping");
-        if let Some(map) = &self.map {
-            let _ = map.advise_range(Advice::WillNeed, start, end - start);
         }
     }
 

@@ -95,8 +95,8 @@ unsafe fn wipe_present(address: *mut u8, size: usize) {
                 // SAFETY: part of the block.
                 unsafe { overwrite(at, len) };
             } else {
-                // What was swapped out is not in memory, either, and would come back. Where it fails the memory is locked, and
-                // so none of it was.
+                // What was swapped out is not in memory, either, and would come back. Where it fails the memory is locked: all that
+                // is locked here was so before it was used, and so none of it was swapped out.
                 // SAFETY: whole pages of private anonymous memory, whose content nobody wants.
                 let _ = unsafe { rustix::mm::madvise(at.cast(), len, rustix::mm::Advice::LinuxDontNeed) };
             }
@@ -119,7 +119,8 @@ unsafe impl GlobalAlloc for WipingAllocator {
     }
 
     unsafe fn dealloc(&self, address: *mut u8, layout: Layout) {
-        // SAFETY: it is a block of that layout, which its owner gives up.
+        // SAFETY: it is a block of that layout, which its owner gives up; the system's allocator has its blocks in private
+        // anonymous memory.
         unsafe { wipe(address, layout.size()) };
         // SAFETY: as above.
         unsafe { System.dealloc(address, layout) }

@@ -7,6 +7,7 @@ use crate::error::{ErrorKind, Result};
 use crate::sys;
 use crate::transmission::{Need, Warm};
 use crossbeam::channel::{Receiver, RecvTimeoutError};
+use std::io;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -26,7 +27,7 @@ const SLICE: u64 = 1 << 20;
 /// them, where the disk is quick.
 const TOGETHER: usize = 8;
 
-/// How many of the first of these, of which there is one, go together as one order.
+/// How many of these, from the first on, go together as one order: one at least.
 pub(super) fn fit_together(warms: &[Warm]) -> usize {
     count_together(warms.iter().map(|warm| match warm.need {
         Need::Base => warm.range.end - warm.range.start,
@@ -41,64 +42,103 @@ fn count_together(lengths: impl Iterator<Item = u64>) -> usize {
 /// A warmer's life.
 pub(super) fn warm(orders: &Receiver<Order>, shared: &Shared) {
     while let Ok(Order::Warm { worker, token, warms }) = orders.recv() {
-        // So that the disk does them all at once. Not where one follows the other: then the kernel reads ahead, further than this.
-        if !warms.windows(2).any(|pair| pair[0].range.end == pair[1].range.start) {
-            warms.iter().skip(1).for_each(|warm| warm.session.device().image().expect(warm.range.clone()));
+        let mut asked = Asked { worker, token, shared, done: Vec::with_capacity(warms.len()) };
+        if let [_, _, ..] = warms[..] {
+            asked.bring_together(warms);
+        } else {
+            warms.into_iter().for_each(|warm| asked.bring(warm));
         }
-        let mut done = Vec::with_capacity(warms.len());
-        // To be told costs the worker a turn, so it is told of all that is there before somebody waits for the next.
-        let tell = |done: &mut Vec<Done>| {
-            if !done.is_empty() {
-                let message = Message::Warmed { token, done: std::mem::take(done) };
-                shared.mailboxes[worker].send(message);
-            }
-        };
-        for mut warm in warms {
-            if warm.cancelled.load(Ordering::Relaxed) || shared.stopping.load(Ordering::Acquire) {
-                continue;
-            }
-            let range = warm.range.start..warm.range.end.min(warm.range.start + SLICE);
-            let image = warm.session.device().image();
-            if !image.warm_without_waiting(range.clone()) {
-                tell(&mut done);
-            }
-            let is_readable = match image.warm(range.clone()) {
-                Ok(()) if range.end < warm.range.end => {
-                    // A long order goes to the end of the line, so that short ones do not wait for all of it.
-                    warm.range.start = range.end;
-                    // The receivers live as long as the warmers do.
-                    let _ = shared.cold.send(Order::Warm { worker, token, warms: vec![warm] });
-                    continue;
-                }
-                Ok(()) => true,
-                Err(error) => {
-                    shared
-                        .lines
-                        .unreadable
-                        .say(|omitted| tracing::warn!(?range, %error, omitted, "base image cannot be read"));
-                    false
-                }
-            };
-            done.push(Done { ticket: warm.ticket, is_readable });
-        }
-        tell(&mut done);
+        asked.tell();
     }
 }
 
-/// The life of a warmer that is alone until there is something to do: then it has all `others` started, and sees to their
-/// end.
+/// An order that somebody sees to.
+struct Asked<'a> {
+    worker: usize,
+    token: u64,
+    shared: &'a Shared,
+    /// What the worker has not been told of yet, as every time costs it a turn.
+    done: Vec<Done>,
+}
+
+impl Asked<'_> {
+    /// Sees to what is short, first to what needs no waiting. The kernel begins to read all the rest before the first of it is waited for.
+    fn bring_together(&mut self, warms: Vec<Warm>) {
+        let mut missing = Vec::new();
+        for warm in warms {
+            match warm.session.device().image().warm_at_once(warm.range.clone()) {
+                Ok(true) => self.done.push(Done { ticket: warm.ticket, is_readable: true }),
+                // The file system can only wait: all at once by many.
+                Err(error) if error.kind() == io::ErrorKind::Unsupported && !missing.is_empty() => {
+                    self.pass_on(warm);
+                }
+                // If it fails, it does so again.
+                Ok(false) | Err(_) => missing.push(warm),
+            }
+        }
+        for warm in missing {
+            if !matches!(warm.session.device().image().warm_at_once(warm.range.clone()), Ok(true)) {
+                self.tell();
+            }
+            self.bring(warm);
+        }
+    }
+
+    /// Waits for the disk, as long as somebody waits for that.
+    fn bring(&mut self, mut warm: Warm) {
+        if self.is_vain(&warm) {
+            return;
+        }
+        let range = warm.range.start..warm.range.end.min(warm.range.start + SLICE);
+        let is_readable = match warm.session.device().image().warm(range.clone()) {
+            Ok(()) if range.end < warm.range.end => {
+                // A long order goes to the end of the line, so that short ones do not wait for all of it.
+                warm.range.start = range.end;
+                return self.pass_on(warm);
+            }
+            Ok(()) => true,
+            Err(error) => {
+                self.shared
+                    .lines
+                    .unreadable
+                    .say(|omitted| tracing::warn!(?range, %error, omitted, "base image cannot be read"));
+                false
+            }
+        };
+        self.done.push(Done { ticket: warm.ticket, is_readable });
+    }
+
+    fn is_vain(&self, warm: &Warm) -> bool {
+        warm.cancelled.load(Ordering::Relaxed) || self.shared.stopping.load(Ordering::Acquire)
+    }
+
+    fn pass_on(&self, warm: Warm) {
+        let order = Order::Warm { worker: self.worker, token: self.token, warms: vec![warm] };
+        // The receivers live as long as the warmers do.
+        let _ = self.shared.cold.send(order);
+    }
+
+    fn tell(&mut self) {
+        if !self.done.is_empty() {
+            let done = std::mem::take(&mut self.done);
+            self.shared.mailboxes[self.worker].send(Message::Warmed { token: self.token, done });
+        }
+    }
+}
+
+/// The life of a warmer that is alone until there is something to do: then it has `others` started, and sees to their end.
 pub(super) fn warm_with_help(
     orders: &Receiver<Order>,
     shared: &Shared,
-    others: impl FnOnce() -> Result<Vec<JoinHandle<()>>>,
+    start_others: impl FnOnce(&mut Vec<JoinHandle<()>>) -> Result<()>,
 ) {
     let Ok(order @ Order::Warm { .. }) = orders.recv() else { return };
     // The receivers live as long as the warmers do.
     let _ = shared.cold.send(order);
-    let others = others().unwrap_or_else(|error| {
-        tracing::warn!(%error, "Cold pages are read by few threads");
-        Vec::new()
-    });
+    let mut others = Vec::new();
+    if let Err(error) = start_others(&mut others) {
+        tracing::warn!(%error, threads = others.len() + 1, "Cold pages are read by few threads");
+    }
     warm(orders, shared);
     for other in others {
         if let Err(panic) = other.join() {

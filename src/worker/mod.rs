@@ -55,7 +55,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use succession::Doors;
 
-/// Threads that may wait for a disk: as many reads as a disk does well at a time.
+/// Threads that may wait for a disk, each for one read or for some short ones that it has begun: as many as a disk does well at a time.
 const WARMERS: usize = 16;
 
 /// What a server serves, where, and within which limits.
@@ -148,7 +148,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Opens the images and starts to serve. The process' allocator keeps less for later from then on.
+    /// Opens the images and starts to serve. The process' allocator keeps less for later from then on. Threads that wait for the disk
+    /// are started when there is something to wait for: a program that is to confine itself takes [`Server::start_when`].
     ///
     /// # Errors
     /// When an image cannot be served, or the system has no more threads, descriptors or address space.
@@ -305,11 +306,13 @@ impl Server {
     ) -> Result<()> {
         let shared = &self.shared;
         match warmers {
-            Warmers::AtOnce => self.helpers.append(&mut start_warmers(WARMERS, orders, shared)?),
+            Warmers::AtOnce => start_warmers(&mut self.helpers, WARMERS, orders, shared)?,
             Warmers::OnDemand => {
                 let (orders, shared) = (orders.clone(), Arc::clone(shared));
                 let body = move || {
-                    cold::warm_with_help(&orders, &shared, || start_warmers(WARMERS - 1, &orders, &shared));
+                    cold::warm_with_help(&orders, &shared, |others| {
+                        start_warmers(others, WARMERS - 1, &orders, &shared)
+                    });
                 };
                 self.helpers.push(spawn("warmer", body)?);
             }
@@ -409,7 +412,7 @@ impl Server {
 }
 
 /// When there are all warmers.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 enum Warmers {
     /// From the beginning: later nobody may start a thread.
     AtOnce,
@@ -417,16 +420,18 @@ enum Warmers {
     OnDemand,
 }
 
+/// Starts so many and adds them to `threads`, also those before one that cannot be started.
 fn start_warmers(
+    threads: &mut Vec<JoinHandle<()>>,
     count: usize,
     orders: &Receiver<cold::Order>,
     shared: &Arc<Shared>,
-) -> Result<Vec<JoinHandle<()>>> {
-    let start = |_| {
+) -> Result<()> {
+    for _ in 0..count {
         let (orders, shared) = (orders.clone(), Arc::clone(shared));
-        spawn("warmer", move || cold::warm(&orders, &shared))
-    };
-    (0..count).map(start).collect()
+        threads.push(spawn("warmer", move || cold::warm(&orders, &shared))?);
+    }
+    Ok(())
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {

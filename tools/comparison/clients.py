@@ -188,8 +188,9 @@ class Crowd:
     def __init__(self, run: Running, kinds: str, count: int, at_once: int):
         command = [run.tools.hostile, *run.place(), "--export", EXPORT, "--kind", kinds, "--until-eof"]
         command += ["--clients", str(count), "--at-once", str(at_once), "--gap", "1"]
-        # Elsewhere they would be other machines, which take nothing of the processors that server and client have here.
-        command = ["nice", "-n", "19", *command]
+        # Elsewhere they would be other machines, which take nothing of the processors that server and client have here. (Who is
+        # only `nice` is not interrupted for the others before his time is over, some milliseconds.)
+        command = ["chrt", "--idle", "0", *command]
         self.process = subprocess.Popen(
             [str(word) for word in command],
             stdin=subprocess.PIPE,
