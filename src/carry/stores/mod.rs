@@ -74,8 +74,11 @@ fn if_there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// Extended attributes: names and values.
-pub(crate) type Attributes = Vec<(OsString, Vec<u8>)>;
+/// An extended attribute: its name and its value.
+pub(crate) type Attribute = (OsString, Vec<u8>);
+
+/// Extended attributes.
+pub(crate) type Attributes = Vec<Attribute>;
 
 /// What is to be left at the destination beside content.
 #[derive(Clone, Debug, Default)]

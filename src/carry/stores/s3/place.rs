@@ -190,11 +190,8 @@ mod tests {
 
     /// Neither a file has the name nor a directory.
     fn nothing() -> [String; 3] {
-        let body = "<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>";
-        let length = body.len();
-        let listing =
-            format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}");
-        [absent(), absent(), listing]
+        let listing = "<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>";
+        [absent(), absent(), success(listing)]
     }
 
     /// A store whose server gives these answers.
