@@ -184,8 +184,9 @@ impl Directory {
         let mut there = self.root.version(path)?;
         if let Some(version) = &there {
             let found = self.found(path, version);
-            if let Some(target) = aside(&found, path)? {
+            if let Some(target) = aside.aside(&found, path)? {
                 self.move_aside(path, &target)?;
+                aside.kept(&target);
                 there = None;
             } else if version.kind == Kind::Directory {
                 rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)?;
@@ -214,8 +215,11 @@ impl Directory {
         // What was under the name until now is under the temporary one: it may be another one than was looked at.
         let Some(version) = self.root.version(&beside)? else { return Ok(()) };
         let found = self.found(&beside, &version);
-        match aside(&found, &beside)? {
-            Some(target) => self.move_aside(&beside, &target)?,
+        match aside.aside(&found, &beside)? {
+            Some(target) => {
+                self.move_aside(&beside, &target)?;
+                aside.kept(&target);
+            }
             None if version.kind == Kind::Directory => {
                 rustix::fs::unlinkat(parent, temporary, AtFlags::REMOVEDIR)?;
             }
@@ -387,8 +391,11 @@ impl Store for Directory {
         let (parent, name) = self.root.parent(path)?;
         let there = self.root.version(path)?;
         if let Some(version) = there.filter(|version| version.kind != Kind::Directory) {
-            match aside(&self.found(path, &version), path)? {
-                Some(target) => self.move_aside(path, &target)?,
+            match aside.aside(&self.found(path, &version), path)? {
+                Some(target) => {
+                    self.move_aside(path, &target)?;
+                    aside.kept(&target);
+                }
                 None => rustix::fs::unlinkat(&parent, name, AtFlags::empty())?,
             }
         }
@@ -464,6 +471,7 @@ pub(crate) fn copy(content: &mut dyn Content, to: &File) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::carry::stores::tests::Asking;
     use std::fs;
     use std::io::Read;
     use std::os::unix::fs::{PermissionsExt, symlink};
@@ -505,7 +513,7 @@ mod tests {
     fn a_file_is_there_with_what_belongs_to_it_and_no_rights() {
         let dir = tempfile::tempdir().unwrap();
         let store = Directory::open(dir.path(), "t", None).unwrap();
-        let stamp = put(&store, "x", "hello", &mut |_, _| panic!("nothing is there")).unwrap();
+        let stamp = put(&store, "x", "hello", &mut Asking(|_, _| panic!("nothing is there"))).unwrap();
         let path = dir.path().join("x");
         assert_eq!(fs::read_to_string(&path).unwrap(), "hello");
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o7777, 0o751, "no set-id bits");
@@ -529,12 +537,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Directory::open(dir.path(), "t", None).unwrap();
         fs::write(dir.path().join("x"), "theirs").unwrap();
-        put(&store, "x", "ours", &mut |_, _| Ok(Some("x.conflict".into()))).unwrap();
+        put(&store, "x", "ours", &mut Asking(|_, _| Ok(Some("x.conflict".into())))).unwrap();
         assert_eq!(fs::read_to_string(dir.path().join("x")).unwrap(), "ours");
         assert_eq!(fs::read_to_string(dir.path().join("x.conflict")).unwrap(), "theirs");
         // Somebody puts one there after it was looked at.
         let mut first = true;
-        put(&store, "x", "ours again", &mut |_, at| {
+        let mut asking = Asking(|_, at| {
             if std::mem::take(&mut first) {
                 fs::write(dir.path().join("late"), "late").unwrap();
                 fs::rename(dir.path().join("late"), dir.path().join("x")).unwrap();
@@ -542,8 +550,8 @@ mod tests {
             }
             assert_eq!(fs::read_to_string(dir.path().join(at)).unwrap(), "late");
             Ok(Some("x.conflict-2".into()))
-        })
-        .unwrap();
+        });
+        put(&store, "x", "ours again", &mut asking).unwrap();
         assert_eq!(fs::read_to_string(dir.path().join("x")).unwrap(), "ours again");
         assert_eq!(fs::read_to_string(dir.path().join("x.conflict-2")).unwrap(), "late");
         assert_eq!(names(dir.path()), ["x", "x.conflict", "x.conflict-2"]);
@@ -565,9 +573,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Directory::open(dir.path(), "t", None).unwrap();
         let properties = Properties::default();
-        assert!(store.put(Path::new("x"), &mut Torn, &properties, &mut |_, _| Ok(None)).is_err());
-        let short = store.put(Path::new("x"), &mut Text(b"short", 10), &properties, &mut |_, _| Ok(None));
-        assert!(short.is_err());
+        let asking = &mut Asking(|_, _| Ok(None));
+        assert!(store.put(Path::new("x"), &mut Torn, &properties, asking).is_err());
+        assert!(store.put(Path::new("x"), &mut Text(b"short", 10), &properties, asking).is_err());
         assert_eq!(names(dir.path()), [""; 0]);
     }
 
@@ -577,14 +585,15 @@ mod tests {
         let store = Directory::open(dir.path(), "t", None).unwrap();
         fs::write(outside.path().join("x"), "untouched").unwrap();
         symlink(outside.path(), dir.path().join("d")).unwrap();
-        assert!(put(&store, "d/x", "bad", &mut |_, _| Ok(None)).is_err());
+        let asking = &mut Asking(|_, _| Ok(None));
+        assert!(put(&store, "d/x", "bad", asking).is_err());
         symlink(outside.path().join("x"), dir.path().join("l")).unwrap();
-        put(&store, "l", "fine", &mut |_, _| Ok(None)).unwrap();
+        put(&store, "l", "fine", asking).unwrap();
         assert_eq!(fs::read_to_string(outside.path().join("x")).unwrap(), "untouched");
         assert_eq!(fs::read_to_string(dir.path().join("l")).unwrap(), "fine");
         // A directory takes the place of the link.
-        store.make_directory(Path::new("d"), &Properties::default(), &mut |_, _| Ok(None)).unwrap();
-        put(&store, "d/x", "in", &mut |_, _| Ok(None)).unwrap();
+        store.make_directory(Path::new("d"), &Properties::default(), asking).unwrap();
+        put(&store, "d/x", "in", asking).unwrap();
         assert_eq!(names(outside.path()), ["x"]);
         assert!(store.remove(Path::new("../x"), Kind::File).is_err());
     }
@@ -615,7 +624,7 @@ mod tests {
         let make = |names: &[&str]| {
             let attributes = names.iter().map(|name| (name.into(), b"x".to_vec())).collect();
             let properties = Properties { attributes, session: session(), ..Properties::default() };
-            store.make_directory(Path::new("d"), &properties, &mut |_, _| Ok(None)).unwrap();
+            store.make_directory(Path::new("d"), &properties, &mut Asking(|_, _| Ok(None))).unwrap();
             let attributes = store.attributes(Path::new("d")).unwrap().unwrap_or_default();
             let mut names: Vec<_> = attributes.into_iter().map(|(name, _)| name).collect();
             names.sort();

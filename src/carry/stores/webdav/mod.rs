@@ -387,6 +387,7 @@ mod tests {
 
     use super::*;
     use crate::carry::stores::http::tests::{answering, answering_in_turn};
+    use crate::carry::stores::tests::Asking;
 
     #[test]
     fn names_are_names() {
@@ -468,7 +469,7 @@ mod tests {
             let abilities = Abilities { has_properties: true, has_steady_versions: true };
             let _ = store.abilities.set(abilities);
             let properties = Properties { attributes, ..Properties::default() };
-            store.make_directory(Path::new("d"), &properties, &mut |_, _| Ok(None)).unwrap();
+            store.make_directory(Path::new("d"), &properties, &mut Asking(|_, _| Ok(None))).unwrap();
             let asked = asked.lock().unwrap();
             let last =
                 asked.last().unwrap().strip_prefix("PROPPATCH /files/d/ ").expect("it is set").to_owned();
