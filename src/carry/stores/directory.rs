@@ -212,12 +212,28 @@ impl Directory {
             }
             Err(error) => return Err(error.into()),
         }
-        // What was under the name until now is under the temporary one: it may be another one than was looked at.
-        let Some(version) = self.root.version(&beside)? else { return Ok(()) };
-        let found = self.found(&beside, &version);
-        match aside.aside(&found, &beside)? {
+        let cleared = self.clear_exchanged(parent, temporary, &beside, aside);
+        if cleared.is_err() {
+            // What has failed is removed, by the temporary name, which must not be theirs then.
+            let back = |flags| rustix::fs::renameat_with(parent, temporary, parent, name, flags);
+            let _ = back(RenameFlags::EXCHANGE).or_else(|_| back(RenameFlags::NOREPLACE));
+        }
+        cleared
+    }
+
+    /// What was under the name until now is under the temporary one, at `beside`: it may be another one than was looked at.
+    fn clear_exchanged(
+        &self,
+        parent: &OwnedFd,
+        temporary: &OsStr,
+        beside: &Path,
+        aside: Aside<'_>,
+    ) -> io::Result<()> {
+        let Some(version) = self.root.version(beside)? else { return Ok(()) };
+        let found = self.found(beside, &version);
+        match aside.aside(&found, beside)? {
             Some(target) => {
-                self.move_aside(&beside, &target)?;
+                self.move_aside(beside, &target)?;
                 aside.kept(&target);
             }
             None if version.kind == Kind::Directory => {
@@ -555,6 +571,26 @@ mod tests {
         assert_eq!(fs::read_to_string(dir.path().join("x")).unwrap(), "ours again");
         assert_eq!(fs::read_to_string(dir.path().join("x.conflict-2")).unwrap(), "late");
         assert_eq!(names(dir.path()), ["x", "x.conflict", "x.conflict-2"]);
+    }
+
+    /// It had the temporary name already, and was removed with what had failed.
+    #[test]
+    fn what_is_somebody_elses_stays_where_it_cannot_be_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Directory::open(dir.path(), "t", None).unwrap();
+        fs::write(dir.path().join("x"), "known").unwrap();
+        let mut first = true;
+        let mut asking = Asking(|_, _| {
+            if std::mem::take(&mut first) {
+                fs::write(dir.path().join("late"), "late").unwrap();
+                fs::rename(dir.path().join("late"), dir.path().join("x")).unwrap();
+                return Ok(None);
+            }
+            Err(io::ErrorKind::TimedOut.into())
+        });
+        put(&store, "x", "ours", &mut asking).unwrap_err();
+        assert_eq!(fs::read_to_string(dir.path().join("x")).unwrap(), "late");
+        assert_eq!(names(dir.path()), ["x"]);
     }
 
     #[test]
