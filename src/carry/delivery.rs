@@ -13,7 +13,7 @@ use ring::digest::{Context, SHA256};
 
 use super::entry::{Kind, Stamp, Time, escape, hexadecimal};
 use super::known::Known;
-use super::stores::{Content, Found, Properties, Session, Store};
+use super::stores::{Content, Found, InTheWay, Properties, Session, Store};
 use super::tree::Source;
 
 /// The most notes that are kept word by word.
@@ -81,12 +81,10 @@ impl Delivery<'_> {
         let context = (!content.has_holes()).then(|| Context::new(&SHA256));
         let size = content.size();
         let mut reading = Hashing { content, context, hash: &hash };
-        let stamp = self.store.put(path, &mut reading, properties, &mut |found, at| {
-            let hash = hash.borrow();
-            // What is of another size need not be read, of which some may have more than anybody would wait for.
-            let new = hash.as_deref().filter(|_| found.stamp.size == size);
-            self.aside(path, found, at, known, new)
-        })?;
+        // What is of another size need not be read, of which some may have more than anybody would wait for.
+        let new = |found: &Found| hash.borrow().clone().filter(|_| found.stamp.size == size);
+        let mut delivered = Delivered { delivery: self, path, known, new: &new };
+        let stamp = self.store.put(path, &mut reading, properties, &mut delivered)?;
         Ok((stamp, hash.into_inner()))
     }
 
@@ -101,9 +99,9 @@ impl Delivery<'_> {
         properties: &Properties,
         known: Option<&Known>,
     ) -> io::Result<Stamp> {
-        let hash = hash_of_link(target);
-        self.store
-            .link(path, target, properties, &mut |found, at| self.aside(path, found, at, known, Some(&hash)))
+        let new = |_: &Found| Some(hash_of_link(target));
+        let mut delivered = Delivered { delivery: self, path, known, new: &new };
+        self.store.link(path, target, properties, &mut delivered)
     }
 
     /// Leaves a directory there.
@@ -116,7 +114,8 @@ impl Delivery<'_> {
         properties: &Properties,
         known: Option<&Known>,
     ) -> io::Result<Stamp> {
-        self.store.make_directory(path, properties, &mut |found, at| self.aside(path, found, at, known, None))
+        let mut delivered = Delivered { delivery: self, path, known, new: &|_| None };
+        self.store.make_directory(path, properties, &mut delivered)
     }
 
     /// Removes what was left there, if it still is that.
@@ -142,35 +141,6 @@ impl Delivery<'_> {
         Ok(())
     }
 
-    /// Where to what was found is to be moved, if it is not to be lost.
-    fn aside(
-        &self,
-        path: &Path,
-        found: &Found,
-        at: &Path,
-        known: Option<&Known>,
-        new: Option<&str>,
-    ) -> io::Result<Option<PathBuf>> {
-        let replaceable = match found.kind {
-            Kind::Directory => self.store.list(at)?.is_empty(),
-            Kind::Other => false,
-            Kind::File | Kind::Link => {
-                self.is_ours(found, at, known)? || (new.is_some() && self.hash(found, at)?.as_deref() == new)
-            }
-        };
-        if replaceable {
-            return Ok(None);
-        }
-        let whose = found.session.as_ref().map_or("other", |session| &session.name);
-        let target = conflict_name(path, whose, &timestamp());
-        self.notes.add(format!(
-            "{} was changed by another session as well: its version is kept as {}",
-            escape(path),
-            escape(&target)
-        ));
-        Ok(Some(target))
-    }
-
     /// Whether what was found is what this session has left there or found when it began.
     fn is_ours(&self, found: &Found, at: &Path, known: Option<&Known>) -> io::Result<bool> {
         if found.session.as_ref().is_some_and(|session| session.id == self.session.id) {
@@ -193,6 +163,40 @@ impl Delivery<'_> {
             Kind::Link => Ok(Some(hash_of_link(&self.store.target(at)?))),
             _ => Ok(None),
         }
+    }
+}
+
+/// What is on its way to a name that something else may have.
+struct Delivered<'a> {
+    delivery: &'a Delivery<'a>,
+    path: &'a Path,
+    /// What was left there before.
+    known: Option<&'a Known>,
+    /// The hash of what is on its way, if what was found might be the same.
+    new: &'a dyn Fn(&Found) -> Option<String>,
+}
+
+impl InTheWay for Delivered<'_> {
+    fn aside(&mut self, found: &Found, at: &Path) -> io::Result<Option<PathBuf>> {
+        let replaceable = match found.kind {
+            Kind::Directory => self.delivery.store.list(at)?.is_empty(),
+            Kind::Other => false,
+            Kind::File | Kind::Link if self.delivery.is_ours(found, at, self.known)? => true,
+            Kind::File | Kind::Link => {
+                let new = (self.new)(found);
+                new.is_some() && self.delivery.hash(found, at)? == new
+            }
+        };
+        let whose = found.session.as_ref().map_or("other", |session| &session.name);
+        Ok((!replaceable).then(|| conflict_name(self.path, whose, &timestamp())))
+    }
+
+    fn kept(&mut self, target: &Path) {
+        self.delivery.notes.add(format!(
+            "{} was changed by another session as well: its version is kept as {}",
+            escape(self.path),
+            escape(target)
+        ));
     }
 }
 

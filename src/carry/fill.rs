@@ -16,7 +16,7 @@ use super::entry::{Kind, Meta, Time, Version, escape, hexadecimal};
 use super::known::{Known, KnownPaths};
 use super::rules::Rules;
 use super::stores::{self, Content, Found, Store};
-use super::tree::{Beneath, Tree, user_attributes};
+use super::tree::{Beneath, Tree, remove_other_attributes};
 use crate::error::{Error, Result};
 
 const PART: usize = 256 << 10;
@@ -145,23 +145,30 @@ impl Fill<'_> {
         rustix::fs::fchmod(file, Mode::from_raw_mode(meta.mode))?;
         let Some(attributes) = self.store.attributes(path)? else { return Ok(()) };
         // A directory may be the image's, and have others; a file is a new one.
-        let is_new = FileType::from_raw_mode(rustix::fs::fstat(file)?.st_mode) != FileType::Directory;
-        let before = if is_new { Vec::new() } else { user_attributes(file.as_fd())? };
-        for (name, _) in before {
-            if !attributes.iter().any(|(kept, _)| *kept == name) {
-                match rustix::fs::fremovexattr(file, name) {
-                    Ok(()) | Err(Errno::NODATA | Errno::NOTSUP) => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
+        if FileType::from_raw_mode(rustix::fs::fstat(file)?.st_mode) == FileType::Directory {
+            remove_other_attributes(file.as_fd(), &attributes)?;
         }
         for (name, value) in attributes {
-            match rustix::fs::fsetxattr(file.as_fd(), name.as_os_str(), &value, XattrFlags::empty()) {
-                Ok(()) | Err(Errno::NOTSUP | Errno::NOSPC | Errno::TOOBIG) => {}
-                Err(error) => return Err(error.into()),
+            if let Err(error) =
+                rustix::fs::fsetxattr(file.as_fd(), name.as_os_str(), &value, XattrFlags::empty())
+            {
+                self.notes.add(not_held(path, error).ok_or(error)?);
             }
         }
         Ok(())
+    }
+}
+
+/// What is to be told of an attribute that was not taken over, if that does not hold up the file.
+fn not_held(path: &Path, why: Errno) -> Option<String> {
+    const AND_THEN: &str = "what is delivered loses them at the destination as well";
+    match why {
+        Errno::NOTSUP => Some(format!("the private root holds no extended attributes: {AND_THEN}")),
+        Errno::NOSPC | Errno::TOOBIG => {
+            let path = escape(path);
+            Some(format!("{path} has extended attributes that the private root cannot hold: {AND_THEN}"))
+        }
+        _ => None,
     }
 }
 
@@ -319,14 +326,14 @@ mod tests {
         }
     }
 
-    /// What a directory of the image's has, `user.a` and `user.b`, after it was filled.
-    fn filled(attributes: Option<Attributes>) -> Option<Attributes> {
-        let dir = tempfile::tempdir().unwrap();
+    /// What a directory of the image's has, `user.a` and `user.b`, after it was filled, and what is told.
+    fn filled(attributes: Option<Attributes>) -> (Attributes, Vec<String>) {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
         let own = dir.path().join("d");
         std::fs::create_dir(&own).unwrap();
         for name in ["user.a", "user.b"] {
-            // Not every file system has such.
-            rustix::fs::setxattr(&own, name, b"image", XattrFlags::empty()).ok()?;
+            rustix::fs::setxattr(&own, name, b"image", XattrFlags::empty())
+                .expect("this test takes a file system with attributes on /var/tmp");
         }
         let tree = Tree::new(File::open(dir.path()).unwrap().into(), PathBuf::new());
         let mut known = KnownPaths::of(KnownPaths::journal().unwrap()).unwrap();
@@ -339,16 +346,35 @@ mod tests {
         all.sort();
         let remembered = known.get(Path::new("d")).unwrap().attributes;
         assert_eq!(remembered, tree.hash_of_attributes(Path::new("d"), Kind::Directory).unwrap());
-        Some(all)
+        (all, notes.all())
     }
 
     #[test]
     fn a_directory_of_the_image_has_the_attributes_that_the_destination_has() {
         let of = |name: &str, value: &str| (OsString::from(name), value.as_bytes().to_vec());
-        let Some(kept) = filled(None) else { return };
-        assert_eq!(kept, [of("user.a", "image"), of("user.b", "image")], "none are kept there");
-        assert_eq!(filled(Some(Vec::new())), Some(Vec::new()));
+        let none = Vec::new();
+        let own = vec![of("user.a", "image"), of("user.b", "image")];
+        assert_eq!(filled(None), (own, none.clone()), "none are kept there");
+        assert_eq!(filled(Some(Vec::new())), (Vec::new(), none.clone()));
         let other = vec![of("user.b", "there"), of("user.c", "there")];
-        assert_eq!(filled(Some(other.clone())), Some(other));
+        assert_eq!(filled(Some(other.clone())), (other, none));
+    }
+
+    /// They were left out in silence, and the next delivery took them away at the destination.
+    #[test]
+    fn attributes_that_are_not_held_are_told_of() {
+        let of = |name: &str, length: usize| (OsString::from(name), vec![b'x'; length]);
+        // No file system takes one as long as that.
+        let (all, notes) = filled(Some(vec![of("user.b", 1), of("user.c", 70_000), of("user.d", 70_000)]));
+        assert_eq!(all, [of("user.b", 1)]);
+        assert_eq!(
+            notes,
+            [
+                "d has extended attributes that the private root cannot hold: what is delivered loses them at the destination as well"
+            ]
+        );
+        let told = not_held(Path::new("d"), Errno::NOTSUP);
+        assert_eq!(told, not_held(Path::new("e"), Errno::NOTSUP), "once for all");
+        assert_eq!(not_held(Path::new("d"), Errno::IO), None);
     }
 }

@@ -5,7 +5,6 @@
 //! change. A line that was begun and not ended is not there.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -18,6 +17,7 @@ use rustix::fs::{FallocateFlags, MemfdFlags};
 use serde_json::{Value, json};
 
 use super::entry::{Kind, Stamp, Version, escape, unescape};
+use super::stores::Attribute;
 
 /// The journal is written anew when this has been added to it, and four times of what was in it.
 const COMPACT_AT: u64 = 4 << 20;
@@ -208,7 +208,7 @@ impl Known {
 }
 
 /// By what attributes are told from others; 0 for none.
-pub(crate) fn hash_of_attributes(attributes: &[(OsString, Vec<u8>)]) -> u64 {
+pub(crate) fn hash_of_attributes(attributes: &[Attribute]) -> u64 {
     if attributes.is_empty() {
         return 0;
     }
@@ -239,7 +239,7 @@ mod tests {
     #[test]
     fn attributes_are_told_apart() {
         let hash = |all: &[(&str, &str)]| {
-            let all = all.iter().map(|(name, value)| (OsString::from(name), value.as_bytes().to_vec()));
+            let all = all.iter().map(|(name, value)| (name.into(), value.as_bytes().to_vec()));
             hash_of_attributes(&all.collect::<Vec<_>>())
         };
         assert_eq!(hash(&[]), 0);

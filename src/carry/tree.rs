@@ -17,6 +17,7 @@ use rustix::io::Errno;
 
 use super::entry::{Kind, TICK, Time, Version};
 use super::known::hash_of_attributes;
+use super::stores::{Attribute, Attributes};
 use crate::sys::fanotify;
 
 /// The most that is kept of a file's attributes, in bytes.
@@ -132,7 +133,7 @@ impl Tree {
     }
 
     /// The attributes of a file or directory that are for everybody's use.
-    pub(crate) fn attributes(&self, path: &Path) -> io::Result<Vec<(OsString, Vec<u8>)>> {
+    pub(crate) fn attributes(&self, path: &Path) -> io::Result<Attributes> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
         // What is no file or directory by now is not opened: its device's driver would be asked.
         match self.version(path)?.map(|version| version.kind) {
@@ -183,7 +184,7 @@ impl Tree {
 }
 
 /// Those of a file that are for everybody's use, and not memdev's.
-pub(crate) fn user_attributes(file: BorrowedFd<'_>) -> io::Result<Vec<(OsString, Vec<u8>)>> {
+pub(crate) fn user_attributes(file: BorrowedFd<'_>) -> io::Result<Attributes> {
     let mut names = vec![0; ATTRIBUTES_MAX];
     let length = match rustix::fs::flistxattr(file, &mut names[..]) {
         Ok(length) => length,
@@ -208,6 +209,19 @@ pub(crate) fn user_attributes(file: BorrowedFd<'_>) -> io::Result<Vec<(OsString,
         }
     }
     Ok(all)
+}
+
+/// Removes those of a file that are for everybody's use, and not among these.
+pub(crate) fn remove_other_attributes(file: BorrowedFd<'_>, kept: &[Attribute]) -> io::Result<()> {
+    for (name, _) in user_attributes(file)? {
+        if !kept.iter().any(|(kept, _)| *kept == name) {
+            match rustix::fs::fremovexattr(file, name) {
+                Ok(()) | Err(Errno::NODATA | Errno::NOTSUP | Errno::PERM) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(())
 }
 
 fn busy() -> io::Error {

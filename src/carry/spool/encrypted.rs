@@ -25,7 +25,7 @@ use super::resume::is_file;
 use crate::carry::entry::Version;
 use crate::carry::stores::Content;
 use crate::carry::tree::Source;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, plain};
 
 const REST: &str = "rest.age";
 
@@ -242,9 +242,9 @@ fn unpack(from: impl Read, take: Take<'_>) -> std::result::Result<u64, Unpacked>
             let mut content = content.map_err(Unpacked::Unread)?;
             let taken = take(number, &entry, Some(&mut content));
             // What was given was not whole, whatever is said of that.
-            taken.map_err(|error| match content.is_torn {
-                true => Unpacked::Unread(io::ErrorKind::UnexpectedEof.into()),
-                false => Unpacked::Refused(error),
+            taken.map_err(|error| match content.torn {
+                Some(torn) => Unpacked::Unread(torn),
+                None => Unpacked::Refused(error),
             })?;
         } else {
             take(number, &entry, None).map_err(Unpacked::Refused)?;
@@ -262,8 +262,8 @@ struct Whole<R> {
     /// What is left of its data: where, and how long.
     segments: VecDeque<(u64, u64)>,
     has_holes: bool,
-    /// It could not be read to its end.
-    is_torn: bool,
+    /// Why it could not be read to its end.
+    torn: Option<io::Error>,
 }
 
 impl<R: Read> Whole<R> {
@@ -280,7 +280,7 @@ impl<R: Read> Whole<R> {
             let next = begin.checked_add(*length).filter(|next| *begin >= end && *next <= size);
             end = next.ok_or_else(wrong)?;
         }
-        Ok(Self { from, size, at: 0, segments, has_holes, is_torn: false })
+        Ok(Self { from, size, at: 0, segments, has_holes, torn: None })
     }
 
     /// How far it is to the next data, or to the end.
@@ -304,8 +304,14 @@ impl<R: Read> Read for Whole<R> {
             Ok(0) if most > 0 => Err(io::ErrorKind::UnexpectedEof.into()),
             result => result,
         };
-        self.is_torn |= got.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::Interrupted);
-        let got = got?;
+        let got = match got {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                let told = io::Error::new(error.kind(), plain(&error));
+                self.torn.get_or_insert(error);
+                return Err(told);
+            }
+            result => result?,
+        };
         self.at += got as u64;
         (*begin, *length) = (self.at, *length - got as u64);
         if *length == 0 {
@@ -336,6 +342,23 @@ mod tests {
     use super::*;
     use crate::error::ErrorKind;
 
+    /// What cannot be read any more, such as a disk that fails.
+    struct Failing;
+
+    impl Read for Failing {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(Errno::IO.into())
+        }
+    }
+
+    /// Why it could not be read.
+    fn torn(from: impl Read, take: Take<'_>) -> String {
+        match unpack(from, take) {
+            Err(Unpacked::Unread(error)) => plain(&error),
+            _ => panic!("it was read"),
+        }
+    }
+
     /// Who delivered it said that it ended early, instead of the program why.
     #[test]
     fn what_is_torn_is_not_the_destinations_fault() {
@@ -353,7 +376,9 @@ mod tests {
             read.map(|_| ()).map_err(|_| refused())
         };
         assert!(matches!(unpack(&whole[..], &mut take), Ok(1)));
-        assert!(matches!(unpack(&whole[..50_000], &mut take), Err(Unpacked::Unread(_))));
+        assert_eq!(torn(&whole[..50_000], &mut take), "unexpected end of file");
+        let failing = whole[..50_000].chain(Failing);
+        assert_eq!(torn(failing, &mut take), "input/output error", "whoever delivers says something else");
         let refuse: Take<'_> = &mut |_, _, _| Err(refused());
         assert!(matches!(unpack(&whole[..50_000], refuse), Err(Unpacked::Refused(_))));
     }

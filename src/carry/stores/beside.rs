@@ -7,8 +7,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::Attributes;
 use super::http::encode;
+use super::{Attribute, Attributes};
 use crate::carry::entry::unescape;
 
 /// The longest target of a symbolic link, in bytes.
@@ -29,20 +29,23 @@ pub(super) fn unword(word: &str) -> Option<Vec<u8>> {
     unescape(word).map(|path| path.into_os_string().into_vec())
 }
 
+/// Instead of attributes that are too many to be kept: no list has this.
+pub(super) const NOT_KEPT: &str = "!";
+
 /// Attributes as text: `NAME=VALUE`, both words, with spaces between.
-pub(super) fn write_attributes(attributes: &[(OsString, Vec<u8>)]) -> String {
-    let one = |(name, value): &(OsString, Vec<u8>)| format!("{}={}", word(name.as_bytes()), word(value));
+pub(super) fn write_attributes(attributes: &[Attribute]) -> String {
+    let one = |(name, value): &Attribute| format!("{}={}", word(name.as_bytes()), word(value));
     attributes.iter().map(one).collect::<Vec<_>>().join(" ")
 }
 
-/// The attributes that the text has; what is none for everybody's use is left out.
-pub(super) fn read_attributes(text: &str) -> Attributes {
+/// The attributes that the text has; what is none for everybody's use is left out. `None` if they are not kept.
+pub(super) fn read_attributes(text: &str) -> Option<Attributes> {
     let one = |pair: &str| {
         let (name, value) = pair.split_once('=')?;
         let name = unword(name).filter(|name| name.starts_with(b"user.") && !name.contains(&0))?;
         Some((OsString::from_vec(name), unword(value)?))
     };
-    text.split(' ').filter_map(one).collect()
+    (text != NOT_KEPT).then(|| text.split(' ').filter_map(one).collect())
 }
 
 /// The attributes of what a listing has told of, until they are asked for: to fill asks for those of each file.
@@ -87,10 +90,12 @@ mod tests {
             vec![("user.a b=".into(), b"1 = \0\xff%\xc3\xa4".to_vec()), ("user.none".into(), Vec::new())];
         let text = write_attributes(&attributes);
         assert!(text.is_ascii(), "{text}");
-        assert_eq!(read_attributes(&text), attributes);
+        assert_eq!(read_attributes(&text), Some(attributes));
         assert_eq!(
             read_attributes("security.evil=1 user.x=%zz nothing user.y=1"),
-            [("user.y".into(), b"1".to_vec())]
+            Some(vec![("user.y".into(), b"1".to_vec())])
         );
+        assert_eq!(read_attributes(&write_attributes(&[])), Some(Vec::new()));
+        assert_eq!(read_attributes(NOT_KEPT), None);
     }
 }

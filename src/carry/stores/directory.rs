@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use super::{Aside, Attributes, Content, Found, Properties, Session, Store, Stored, TEMPORARY, is_temporary};
 use crate::carry::delivery::{conflict_name, timestamp};
 use crate::carry::entry::{Kind, Meta, Stamp, Time, Version};
-use crate::carry::tree::{Beneath, user_attributes};
+use crate::carry::tree::{Beneath, remove_other_attributes, user_attributes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::root::reach;
 
@@ -130,14 +130,8 @@ impl Directory {
         let inside = format!("{mode:o} {uid} {gid} {} {id} {name}", properties.modified.seconds);
         rustix::fs::fsetxattr(file, INSIDE, inside.as_bytes(), XattrFlags::empty())?;
         // A directory may have had others before; a file is a new one.
-        let before = if self.kind(file)? == Kind::Directory { user_attributes(file)? } else { Vec::new() };
-        for (name, _) in before {
-            if !properties.attributes.iter().any(|(kept, _)| *kept == name) {
-                match rustix::fs::fremovexattr(file, name) {
-                    Ok(()) | Err(Errno::NODATA | Errno::NOTSUP | Errno::PERM) => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
+        if self.kind(file)? == Kind::Directory {
+            remove_other_attributes(file, &properties.attributes)?;
         }
         for (name, value) in &properties.attributes {
             match rustix::fs::fsetxattr(file, name.as_os_str(), value, XattrFlags::empty()) {
@@ -190,8 +184,9 @@ impl Directory {
         let mut there = self.root.version(path)?;
         if let Some(version) = &there {
             let found = self.found(path, version);
-            if let Some(target) = aside(&found, path)? {
+            if let Some(target) = aside.aside(&found, path)? {
                 self.move_aside(path, &target)?;
+                aside.kept(&target);
                 there = None;
             } else if version.kind == Kind::Directory {
                 rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)?;
@@ -217,11 +212,30 @@ impl Directory {
             }
             Err(error) => return Err(error.into()),
         }
-        // What was under the name until now is under the temporary one: it may be another one than was looked at.
-        let Some(version) = self.root.version(&beside)? else { return Ok(()) };
-        let found = self.found(&beside, &version);
-        match aside(&found, &beside)? {
-            Some(target) => self.move_aside(&beside, &target)?,
+        let cleared = self.clear_exchanged(parent, temporary, &beside, aside);
+        if cleared.is_err() {
+            // What has failed is removed, by the temporary name, which must not be theirs then.
+            let back = |flags| rustix::fs::renameat_with(parent, temporary, parent, name, flags);
+            let _ = back(RenameFlags::EXCHANGE).or_else(|_| back(RenameFlags::NOREPLACE));
+        }
+        cleared
+    }
+
+    /// What was under the name until now is under the temporary one, at `beside`: it may be another one than was looked at.
+    fn clear_exchanged(
+        &self,
+        parent: &OwnedFd,
+        temporary: &OsStr,
+        beside: &Path,
+        aside: Aside<'_>,
+    ) -> io::Result<()> {
+        let Some(version) = self.root.version(beside)? else { return Ok(()) };
+        let found = self.found(beside, &version);
+        match aside.aside(&found, beside)? {
+            Some(target) => {
+                self.move_aside(beside, &target)?;
+                aside.kept(&target);
+            }
             None if version.kind == Kind::Directory => {
                 rustix::fs::unlinkat(parent, temporary, AtFlags::REMOVEDIR)?;
             }
@@ -393,8 +407,11 @@ impl Store for Directory {
         let (parent, name) = self.root.parent(path)?;
         let there = self.root.version(path)?;
         if let Some(version) = there.filter(|version| version.kind != Kind::Directory) {
-            match aside(&self.found(path, &version), path)? {
-                Some(target) => self.move_aside(path, &target)?,
+            match aside.aside(&self.found(path, &version), path)? {
+                Some(target) => {
+                    self.move_aside(path, &target)?;
+                    aside.kept(&target);
+                }
                 None => rustix::fs::unlinkat(&parent, name, AtFlags::empty())?,
             }
         }
@@ -470,6 +487,7 @@ pub(crate) fn copy(content: &mut dyn Content, to: &File) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::carry::stores::tests::Asking;
     use std::fs;
     use std::io::Read;
     use std::os::unix::fs::{PermissionsExt, symlink};
@@ -511,7 +529,7 @@ mod tests {
     fn a_file_is_there_with_what_belongs_to_it_and_no_rights() {
         let dir = tempfile::tempdir().unwrap();
         let store = Directory::open(dir.path(), "t", None).unwrap();
-        let stamp = put(&store, "x", "hello", &mut |_, _| panic!("nothing is there")).unwrap();
+        let stamp = put(&store, "x", "hello", &mut Asking(|_, _| panic!("nothing is there"))).unwrap();
         let path = dir.path().join("x");
         assert_eq!(fs::read_to_string(&path).unwrap(), "hello");
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o7777, 0o751, "no set-id bits");
@@ -535,12 +553,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Directory::open(dir.path(), "t", None).unwrap();
         fs::write(dir.path().join("x"), "theirs").unwrap();
-        put(&store, "x", "ours", &mut |_, _| Ok(Some("x.conflict".into()))).unwrap();
+        put(&store, "x", "ours", &mut Asking(|_, _| Ok(Some("x.conflict".into())))).unwrap();
         assert_eq!(fs::read_to_string(dir.path().join("x")).unwrap(), "ours");
         assert_eq!(fs::read_to_string(dir.path().join("x.conflict")).unwrap(), "theirs");
         // Somebody puts one there after it was looked at.
         let mut first = true;
-        put(&store, "x", "ours again", &mut |_, at| {
+        let mut asking = Asking(|_, at| {
             if std::mem::take(&mut first) {
                 fs::write(dir.path().join("late"), "late").unwrap();
                 fs::rename(dir.path().join("late"), dir.path().join("x")).unwrap();
@@ -548,11 +566,31 @@ mod tests {
             }
             assert_eq!(fs::read_to_string(dir.path().join(at)).unwrap(), "late");
             Ok(Some("x.conflict-2".into()))
-        })
-        .unwrap();
+        });
+        put(&store, "x", "ours again", &mut asking).unwrap();
         assert_eq!(fs::read_to_string(dir.path().join("x")).unwrap(), "ours again");
         assert_eq!(fs::read_to_string(dir.path().join("x.conflict-2")).unwrap(), "late");
         assert_eq!(names(dir.path()), ["x", "x.conflict", "x.conflict-2"]);
+    }
+
+    /// It had the temporary name already, and was removed with what had failed.
+    #[test]
+    fn what_is_somebody_elses_stays_where_it_cannot_be_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Directory::open(dir.path(), "t", None).unwrap();
+        fs::write(dir.path().join("x"), "known").unwrap();
+        let mut first = true;
+        let mut asking = Asking(|_, _| {
+            if std::mem::take(&mut first) {
+                fs::write(dir.path().join("late"), "late").unwrap();
+                fs::rename(dir.path().join("late"), dir.path().join("x")).unwrap();
+                return Ok(None);
+            }
+            Err(io::ErrorKind::TimedOut.into())
+        });
+        put(&store, "x", "ours", &mut asking).unwrap_err();
+        assert_eq!(fs::read_to_string(dir.path().join("x")).unwrap(), "late");
+        assert_eq!(names(dir.path()), ["x"]);
     }
 
     #[test]
@@ -571,9 +609,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Directory::open(dir.path(), "t", None).unwrap();
         let properties = Properties::default();
-        assert!(store.put(Path::new("x"), &mut Torn, &properties, &mut |_, _| Ok(None)).is_err());
-        let short = store.put(Path::new("x"), &mut Text(b"short", 10), &properties, &mut |_, _| Ok(None));
-        assert!(short.is_err());
+        let asking = &mut Asking(|_, _| Ok(None));
+        assert!(store.put(Path::new("x"), &mut Torn, &properties, asking).is_err());
+        assert!(store.put(Path::new("x"), &mut Text(b"short", 10), &properties, asking).is_err());
         assert_eq!(names(dir.path()), [""; 0]);
     }
 
@@ -583,14 +621,15 @@ mod tests {
         let store = Directory::open(dir.path(), "t", None).unwrap();
         fs::write(outside.path().join("x"), "untouched").unwrap();
         symlink(outside.path(), dir.path().join("d")).unwrap();
-        assert!(put(&store, "d/x", "bad", &mut |_, _| Ok(None)).is_err());
+        let asking = &mut Asking(|_, _| Ok(None));
+        assert!(put(&store, "d/x", "bad", asking).is_err());
         symlink(outside.path().join("x"), dir.path().join("l")).unwrap();
-        put(&store, "l", "fine", &mut |_, _| Ok(None)).unwrap();
+        put(&store, "l", "fine", asking).unwrap();
         assert_eq!(fs::read_to_string(outside.path().join("x")).unwrap(), "untouched");
         assert_eq!(fs::read_to_string(dir.path().join("l")).unwrap(), "fine");
         // A directory takes the place of the link.
-        store.make_directory(Path::new("d"), &Properties::default(), &mut |_, _| Ok(None)).unwrap();
-        put(&store, "d/x", "in", &mut |_, _| Ok(None)).unwrap();
+        store.make_directory(Path::new("d"), &Properties::default(), asking).unwrap();
+        put(&store, "d/x", "in", asking).unwrap();
         assert_eq!(names(outside.path()), ["x"]);
         assert!(store.remove(Path::new("../x"), Kind::File).is_err());
     }
@@ -615,23 +654,22 @@ mod tests {
     /// The attributes that a directory had once, and has no more, came back with the next fill.
     #[test]
     fn a_directory_may_lose_its_attributes() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
         let store = Directory::open(dir.path(), "t", None).unwrap();
+        assert!(store.has_attributes, "this test takes a file system with attributes on /var/tmp");
         let make = |names: &[&str]| {
             let attributes = names.iter().map(|name| (name.into(), b"x".to_vec())).collect();
             let properties = Properties { attributes, session: session(), ..Properties::default() };
-            store.make_directory(Path::new("d"), &properties, &mut |_, _| Ok(None)).unwrap();
+            store.make_directory(Path::new("d"), &properties, &mut Asking(|_, _| Ok(None))).unwrap();
             let attributes = store.attributes(Path::new("d")).unwrap().unwrap_or_default();
             let mut names: Vec<_> = attributes.into_iter().map(|(name, _)| name).collect();
             names.sort();
-            assert!(store.inside(Path::new("d"), Kind::Directory).is_some() || !store.has_attributes);
+            assert!(store.inside(Path::new("d"), Kind::Directory).is_some());
             names
         };
-        if store.has_attributes {
-            assert_eq!(make(&["user.a", "user.b"]), ["user.a", "user.b"]);
-            assert_eq!(make(&["user.b", "user.c"]), ["user.b", "user.c"]);
-            assert_eq!(make(&[]), [""; 0]);
-        }
+        assert_eq!(make(&["user.a", "user.b"]), ["user.a", "user.b"]);
+        assert_eq!(make(&["user.b", "user.c"]), ["user.b", "user.c"]);
+        assert_eq!(make(&[]), [""; 0]);
     }
 
     #[test]

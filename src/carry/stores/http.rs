@@ -86,6 +86,12 @@ fn explain(error: ureq::Error) -> io::Error {
         ureq::Error::Io(error) => return error,
         ureq::Error::Timeout(_) => (io::ErrorKind::TimedOut, "the server does not answer".to_owned()),
         ureq::Error::HostNotFound => (io::ErrorKind::HostUnreachable, "no such host is known".to_owned()),
+        // The system's own words are told as such.
+        ureq::Error::Other(other) if other.is::<io::Error>() => {
+            return other
+                .downcast::<io::Error>()
+                .map_or_else(io::Error::other, |error| explain((*error).into()));
+        }
         other => (io::ErrorKind::Other, format!("the server cannot be talked to: {other}")),
     };
     io::Error::new(kind, text)
@@ -287,6 +293,16 @@ pub(super) mod tests {
             answers.pop_front().unwrap_or_default()
         });
         (address, asked)
+    }
+
+    #[test]
+    fn what_the_system_says_is_told_as_such() {
+        let refused = || io::Error::from_raw_os_error(111);
+        for error in [ureq::Error::Io(refused()), ureq::Error::Other(Box::new(refused()))] {
+            assert_eq!(crate::error::plain(&explain(error)), "connection refused");
+        }
+        let other = explain(ureq::Error::Other("no way".into())).to_string();
+        assert_eq!(other, "the server cannot be talked to: other: no way");
     }
 
     #[test]

@@ -74,8 +74,11 @@ fn if_there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// Extended attributes: names and values.
-pub(crate) type Attributes = Vec<(OsString, Vec<u8>)>;
+/// An extended attribute: its name and its value.
+pub(crate) type Attribute = (OsString, Vec<u8>);
+
+/// Extended attributes.
+pub(crate) type Attributes = Vec<Attribute>;
 
 /// What is to be left at the destination beside content.
 #[derive(Clone, Debug, Default)]
@@ -229,9 +232,20 @@ fn parts(content: &mut dyn Content, take: &mut dyn FnMut(u64, &[u8]) -> io::Resu
     content.verify()
 }
 
-/// Asked about what is under the name that something is to get: where to it is to be moved, `None` if it may be replaced.
-/// The path is where it can be read at this moment.
-pub(crate) type Aside<'a> = &'a mut dyn FnMut(&Found, &Path) -> io::Result<Option<PathBuf>>;
+/// Who knows what is to become of what is under the name that something is to get.
+pub(crate) trait InTheWay {
+    /// Where to what was found is to be moved, `None` if it may be replaced. The path is where it can be read at this moment.
+    ///
+    /// # Errors
+    /// It cannot be found out.
+    fn aside(&mut self, found: &Found, at: &Path) -> io::Result<Option<PathBuf>>;
+
+    /// Is told when what was found is there, whatever becomes of the rest; maybe once more at the next attempt.
+    fn kept(&mut self, target: &Path);
+}
+
+/// See [`InTheWay`].
+pub(crate) type Aside<'a> = &'a mut dyn InTheWay;
 
 /// One destination. Paths are relative, and plain.
 pub(crate) trait Store: Send + Sync {
@@ -323,6 +337,17 @@ pub(crate) fn try_answer(text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Asks this, and does not care what is kept.
+    pub(super) struct Asking<F: FnMut(&Found, &Path) -> io::Result<Option<PathBuf>>>(pub(super) F);
+
+    impl<F: FnMut(&Found, &Path) -> io::Result<Option<PathBuf>>> InTheWay for Asking<F> {
+        fn aside(&mut self, found: &Found, at: &Path) -> io::Result<Option<PathBuf>> {
+            (self.0)(found, at)
+        }
+
+        fn kept(&mut self, _target: &Path) {}
+    }
 
     #[test]
     fn only_what_nobody_finishes_is_abandoned() {

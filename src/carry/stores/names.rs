@@ -37,8 +37,8 @@ pub(super) trait Names: Store {
     fn expose(&self, temporary: &Path, path: &Path, aside: Aside<'_>) -> io::Result<()> {
         for _ in 0..ATTEMPTS {
             if let Some(found) = self.find(path)? {
-                if let Some(target) = aside(&found, path)? {
-                    self.rename(path, &target, found.kind)?;
+                if let Some(target) = aside.aside(&found, path)? {
+                    self.keep(path, &target, found.kind, aside)?;
                 } else if found.kind == Kind::Directory {
                     self.remove(path, Kind::Directory)?;
                 } else {
@@ -55,11 +55,21 @@ pub(super) trait Names: Store {
         Err(contended())
     }
 
+    /// Has what is in the way called `target`.
+    fn keep(&self, path: &Path, target: &Path, kind: Kind, aside: Aside<'_>) -> io::Result<()> {
+        let kept = self.rename(path, target, kind);
+        // The server may have done it although nobody hears of that.
+        if kept.is_ok() || matches!(self.find(target), Ok(Some(_))) {
+            aside.kept(target);
+        }
+        kept
+    }
+
     /// Has the name free for a directory, unless it is one's already.
     fn clear_for_directory(&self, path: &Path, aside: Aside<'_>) -> io::Result<()> {
         match self.find(path)? {
-            Some(found) if found.kind != Kind::Directory => match aside(&found, path)? {
-                Some(target) => self.rename(path, &target, found.kind),
+            Some(found) if found.kind != Kind::Directory => match aside.aside(&found, path)? {
+                Some(target) => self.keep(path, &target, found.kind, aside),
                 None => self.remove(path, found.kind),
             },
             _ => Ok(()),

@@ -2,7 +2,7 @@
 
 use super::wire::Object;
 use crate::carry::entry::{Kind, Meta, Stamp, Time};
-use crate::carry::stores::beside::{LINK, read_attributes, unword, word, write_attributes};
+use crate::carry::stores::beside::{LINK, NOT_KEPT, read_attributes, unword, word, write_attributes};
 use crate::carry::stores::{Attributes, Found, Properties, Session};
 
 /// The longest attributes that are kept, as text and in bytes: servers take 2 KiB for all that is beside an object.
@@ -12,7 +12,7 @@ const ATTRIBUTES_MAX: usize = 1_400;
 const SESSION: &str = "memdev-session";
 const ATTRIBUTES: &str = "memdev-attributes";
 
-/// What is kept beside what is put there; attributes that are too long for that are not.
+/// What is kept beside what is put there; of attributes that are too long for that, only that they are not.
 pub(super) fn meta(kind: u32, properties: &Properties) -> Vec<(&'static str, String)> {
     let Properties { meta, modified, session, attributes } = properties;
     let mut all = vec![
@@ -23,16 +23,20 @@ pub(super) fn meta(kind: u32, properties: &Properties) -> Vec<(&'static str, Str
         (SESSION, format!("{} {}", word(session.id.as_bytes()), word(session.name.as_bytes()))),
     ];
     let attributes = write_attributes(attributes);
-    if !attributes.is_empty() && attributes.len() <= ATTRIBUTES_MAX {
-        all.push((ATTRIBUTES, attributes));
+    match attributes.len() {
+        0 => {}
+        1..=ATTRIBUTES_MAX => all.push((ATTRIBUTES, attributes)),
+        _ => all.push((ATTRIBUTES, NOT_KEPT.to_owned())),
     }
     all
 }
 
-/// An object's attributes; nothing is known of those of what was not carried there.
+/// An object's attributes; nothing is known of those that were not kept, nor of those of what was not carried there.
 pub(super) fn attributes(object: &Object) -> Option<Attributes> {
-    let of_ours = || object.value(SESSION).map(|_| Attributes::new());
-    object.value(ATTRIBUTES).map(read_attributes).or_else(of_ours)
+    match object.value(ATTRIBUTES) {
+        Some(text) => read_attributes(text),
+        None => object.value(SESSION).map(|_| Attributes::new()),
+    }
 }
 
 /// As rclone has it: seconds since 1970, with a fraction.
@@ -93,6 +97,22 @@ mod tests {
         for bad in ["", "x", "1.-5", "1.2.3", "1e9"] {
             assert_eq!(read_time(bad), None, "{bad}");
         }
+    }
+
+    /// The image's directory lost its own attributes to those that had not been kept.
+    #[test]
+    fn attributes_that_are_not_kept_are_not_none() {
+        let read = |attributes: Attributes| {
+            let properties = Properties { attributes, ..Properties::default() };
+            let meta = meta(LINK, &properties).into_iter().map(|(name, text)| (name.to_owned(), text));
+            let object = Object { meta: meta.collect(), ..Object::default() };
+            super::attributes(&object)
+        };
+        let of = |length: usize| vec![("user.a".into(), vec![b'x'; length])];
+        let most = ATTRIBUTES_MAX - "user.a=".len();
+        assert_eq!(read(of(most)), Some(of(most)));
+        assert_eq!(read(of(most + 1)), None);
+        assert_eq!(read(Vec::new()), Some(Vec::new()));
     }
 
     #[test]

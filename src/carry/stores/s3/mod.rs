@@ -460,6 +460,7 @@ mod tests {
         );
         assert_eq!(kind("507 Full", "<html>"), io::ErrorKind::StorageFull);
     }
+
     /// Whoever was killed while it found out what the server knows left an object that nobody saw, for ever.
     #[test]
     fn what_was_abandoned_is_removed() {

@@ -120,22 +120,26 @@ impl S3 {
             // Somebody may have removed it since, while they had this one.
             let is_there =
                 found.kind != Kind::Directory && if_there(self.server.head(&self.key(&target)?))?.is_some();
-            if !is_there {
-                self.copy_aside(path, &target, found)?;
+            if is_there {
+                aside.kept(&target);
+            } else {
+                self.copy_aside(path, &target, found, aside)?;
             }
             return Ok(true);
         }
-        let Some(target) = aside(found, path)? else { return Ok(false) };
+        let Some(target) = aside.aside(found, path)? else { return Ok(false) };
         // Before, as the server may have it although nobody hears of that.
         self.kept.note(path, found, &target);
-        self.copy_aside(path, &target, found)?;
+        self.copy_aside(path, &target, found, aside)?;
         Ok(true)
     }
 
     /// Has what was found at `path` at `target` as well; a directory only there.
-    fn copy_aside(&self, path: &Path, target: &Path, found: &Found) -> io::Result<()> {
+    fn copy_aside(&self, path: &Path, target: &Path, found: &Found, aside: Aside<'_>) -> io::Result<()> {
         if found.kind != Kind::Directory {
-            return self.server.copy(&self.key(path)?, &self.key(target)?, found.stamp.tag.as_deref());
+            self.server.copy(&self.key(path)?, &self.key(target)?, found.stamp.tag.as_deref())?;
+            aside.kept(target);
+            return Ok(());
         }
         let (from, to) = (self.within(path)?, self.within(target)?);
         let mut keys = Vec::new();
@@ -150,12 +154,13 @@ impl S3 {
                 copied.push(key);
             }
         }
-        for key in copied {
-            self.server.remove(key)?;
-            // What gets this key from now on is something new.
+        if !copied.is_empty() {
+            aside.kept(target);
+            // Before, as the server may have removed it although nobody hears of that: what gets this name from now on is something
+            // new, and not to be copied over this.
             self.kept.forget(path);
         }
-        Ok(())
+        copied.into_iter().try_for_each(|key| self.server.remove(key))
     }
 }
 
@@ -164,7 +169,7 @@ mod tests {
     use super::super::tests::store;
     use super::*;
     use crate::carry::stores::http::tests::{Asked, answering_in_turn, header, success};
-    use crate::carry::stores::{Properties, Text};
+    use crate::carry::stores::{InTheWay, Properties, Text};
 
     /// What there is of an object, or of whatever has this name.
     fn object(tag: &str) -> String {
@@ -188,13 +193,14 @@ mod tests {
         refusal("412 Precondition Failed", "PreconditionFailed")
     }
 
+    fn listing(keys: &[&str]) -> String {
+        let keys: String = keys.iter().map(|key| format!("<Contents><Key>{key}</Key></Contents>")).collect();
+        success(&format!("<ListBucketResult><IsTruncated>false</IsTruncated>{keys}</ListBucketResult>"))
+    }
+
     /// Neither a file has the name nor a directory.
     fn nothing() -> [String; 3] {
-        let body = "<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>";
-        let length = body.len();
-        let listing =
-            format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}");
-        [absent(), absent(), listing]
+        [absent(), absent(), listing(&[])]
     }
 
     /// A store whose server gives these answers.
@@ -210,23 +216,40 @@ mod tests {
         asked.lock().unwrap().iter().filter(|line| line.starts_with(['P', 'D'])).cloned().collect()
     }
 
-    /// Puts a file there, with what is in the way kept under a name that is another one each time.
-    fn put(store: &S3, count: &mut u32) -> io::Result<Option<String>> {
-        let properties = Properties::default();
-        let stamp = store.put(Path::new("x"), &mut Text(b"ours"), &properties, &mut |_, _| {
-            *count += 1;
-            Ok(Some(format!("c{count}").into()))
-        })?;
+    /// Has what is in the way kept under a name that is another one each time.
+    #[derive(Default)]
+    struct Another {
+        count: u32,
+        kept: Vec<String>,
+    }
+
+    impl InTheWay for Another {
+        fn aside(&mut self, _found: &Found, _at: &Path) -> io::Result<Option<PathBuf>> {
+            self.count += 1;
+            Ok(Some(format!("c{}", self.count).into()))
+        }
+
+        fn kept(&mut self, target: &Path) {
+            self.kept.push(target.to_str().unwrap().to_owned());
+        }
+    }
+
+    /// Puts a file there.
+    fn put(store: &S3, aside: &mut Another) -> io::Result<Option<String>> {
+        let stamp = store.put(Path::new("x"), &mut Text(b"ours"), &Properties::default(), aside)?;
         Ok(stamp.tag)
     }
 
-    /// What somebody else had changed or removed in the moment before it was copied or replaced was told of as a failure.
+    /// What somebody else had changed or removed in the moment before it was copied or replaced was told of as a failure; and copies
+    /// were told of that had not been made.
     #[test]
     fn who_is_slower_looks_again_at_once() {
-        let lost = |code: &str, answers: &[&[String]], expected: &[&str]| {
+        let lost = |code: &str, answers: &[&[String]], expected: &[&str], kept: &[&str]| {
             let (store, asked) = answered(answers);
-            assert_eq!(put(&store, &mut 0).unwrap().as_deref(), Some("new"), "{code}");
+            let mut aside = Another::default();
+            assert_eq!(put(&store, &mut aside).unwrap().as_deref(), Some("new"), "{code}");
             assert_eq!(changes(&asked), expected, "{code}");
+            assert_eq!(aside.kept, kept, "{code}");
         };
         let (one, two) = (object("1"), object("2"));
         lost(
@@ -237,29 +260,33 @@ mod tests {
                 "PUT /bucket/a/c2 /bucket/a/x \"2\"",
                 "PUT /bucket/a/x \"2\"",
             ],
+            &["c2"],
         );
         lost(
             "It was removed before it was copied",
             &[&[one.clone(), absent()], &nothing(), &[object("new")]],
             &["PUT /bucket/a/c1 /bucket/a/x \"1\"", "PUT /bucket/a/x *"],
+            &[],
         );
         lost(
             "It was removed before it was replaced",
             &[&[one.clone(), object("c"), absent()], &nothing(), &[object("new")]],
             &["PUT /bucket/a/c1 /bucket/a/x \"1\"", "PUT /bucket/a/x \"1\"", "PUT /bucket/a/x *"],
+            &["c1"],
         );
         let (store, asked) = answered(&[&[one, changed(), two, object("c"), object("c"), object("new")]]);
-        let aside: Aside<'_> = &mut |_, _| Ok(Some("c".into()));
-        store.make_directory(Path::new("x"), &Properties::default(), aside).unwrap();
+        let mut aside = Another::default();
+        store.make_directory(Path::new("x"), &Properties::default(), &mut aside).unwrap();
         assert_eq!(
             changes(&asked),
             [
-                "PUT /bucket/a/c /bucket/a/x \"1\"",
-                "PUT /bucket/a/c /bucket/a/x \"2\"",
+                "PUT /bucket/a/c1 /bucket/a/x \"1\"",
+                "PUT /bucket/a/c2 /bucket/a/x \"2\"",
                 "DELETE /bucket/a/x",
                 "PUT /bucket/a/x/"
             ]
         );
+        assert_eq!(aside.kept, ["c2"]);
     }
 
     /// What failed after a version had been copied aside copied it once more at every attempt.
@@ -274,23 +301,25 @@ mod tests {
             &[object("2"), object("c"), new.clone()],
             &[object("2"), object("c"), new],
         ]);
-        let mut count = 0;
-        for (n, expected) in [
-            (1, &["PUT /bucket/a/c1 /bucket/a/x \"1\""][..]),
+        let mut aside = Another::default();
+        for (n, kept, expected) in [
+            (1, &[][..], &["PUT /bucket/a/c1 /bucket/a/x \"1\""][..]),
             // The server had failed to copy it.
-            (1, &["PUT /bucket/a/c1 /bucket/a/x \"1\"", "PUT /bucket/a/x \"1\""]),
-            (1, &["PUT /bucket/a/x \"1\""]),
+            (1, &["c1"], &["PUT /bucket/a/c1 /bucket/a/x \"1\"", "PUT /bucket/a/x \"1\""]),
+            // Who has not heard of it, since the answer was lost, is told now.
+            (1, &["c1"], &["PUT /bucket/a/x \"1\""]),
             // Another version.
-            (2, &["PUT /bucket/a/c2 /bucket/a/x \"2\"", "PUT /bucket/a/x \"2\""]),
-            (2, &["PUT /bucket/a/x \"2\""]),
+            (2, &["c2"], &["PUT /bucket/a/c2 /bucket/a/x \"2\"", "PUT /bucket/a/x \"2\""]),
+            (2, &["c2"], &["PUT /bucket/a/x \"2\""]),
             // The same once more, after it was replaced.
-            (3, &["PUT /bucket/a/c3 /bucket/a/x \"2\"", "PUT /bucket/a/x \"2\""]),
+            (3, &["c3"], &["PUT /bucket/a/c3 /bucket/a/x \"2\"", "PUT /bucket/a/x \"2\""]),
         ] {
-            let _ = put(&store, &mut count);
+            let _ = put(&store, &mut aside);
             assert_eq!(
-                (count, changes(&asked)),
+                (aside.count, changes(&asked)),
                 (n, expected.iter().map(|line| (*line).to_owned()).collect())
             );
+            assert_eq!(std::mem::take(&mut aside.kept), kept);
             asked.lock().unwrap().clear();
         }
         // A directory takes the place of a file that cannot be removed.
@@ -299,13 +328,10 @@ mod tests {
             &[one, object("c")],
             &[object("d"), object("d")],
         ]);
-        let mut aside = |_: &Found, _: &Path| {
-            count += 1;
-            Ok(Some(format!("c{count}").into()))
-        };
         let mut make = || store.make_directory(Path::new("x"), &Properties::default(), &mut aside);
         assert!(make().is_err());
         make().unwrap();
+        assert_eq!(aside.kept, ["c4", "c4"]);
         let expected = [
             "PUT /bucket/a/c4 /bucket/a/x \"1\"",
             "DELETE /bucket/a/x",
@@ -318,11 +344,6 @@ mod tests {
     /// The same of a directory, of which a part may be kept already.
     #[test]
     fn a_directory_in_the_way_is_kept_in_one_place() {
-        let listing = |keys: &[&str]| {
-            let keys: String =
-                keys.iter().map(|key| format!("<Contents><Key>{key}</Key></Contents>")).collect();
-            success(&format!("<ListBucketResult><IsTruncated>false</IsTruncated>{keys}</ListBucketResult>"))
-        };
         let full = refusal("507 Full", "QuotaExceeded");
         let (ok, all) = (object("c"), listing(&["a/x/1", "a/x/2"]));
         let (store, asked) = answered(&[
@@ -332,36 +353,62 @@ mod tests {
             &nothing(),
             &[object("new")],
         ]);
-        let mut count = 0;
-        for expected in [
-            &["PUT /bucket/a/c1/1 /bucket/a/x/1", "PUT /bucket/a/c1/2 /bucket/a/x/2"][..],
-            &[
-                "PUT /bucket/a/c1/1 /bucket/a/x/1",
-                "PUT /bucket/a/c1/2 /bucket/a/x/2",
-                "DELETE /bucket/a/x/1",
-                "PUT /bucket/a/x *",
-            ],
-            &["PUT /bucket/a/x *"],
+        let mut aside = Another::default();
+        for (kept, expected) in [
+            (&[][..], &["PUT /bucket/a/c1/1 /bucket/a/x/1", "PUT /bucket/a/c1/2 /bucket/a/x/2"][..]),
+            (
+                &["c1"],
+                &[
+                    "PUT /bucket/a/c1/1 /bucket/a/x/1",
+                    "PUT /bucket/a/c1/2 /bucket/a/x/2",
+                    "DELETE /bucket/a/x/1",
+                    "PUT /bucket/a/x *",
+                ],
+            ),
+            (&[], &["PUT /bucket/a/x *"]),
         ] {
-            let _ = put(&store, &mut count);
+            let _ = put(&store, &mut aside);
             assert_eq!(
-                (count, &*changes(&asked)),
+                (aside.count, &*changes(&asked)),
                 (1, &*expected.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>())
             );
+            assert_eq!(std::mem::take(&mut aside.kept), kept);
             asked.lock().unwrap().clear();
         }
+    }
+
+    /// Where nobody had heard that it was removed, the next directory of that name was copied over the one that was kept.
+    #[test]
+    fn a_directory_is_not_kept_over_another_one() {
+        let (ok, one) = (object("c"), listing(&["a/x/1"]));
+        let (store, asked) = answered(&[
+            &[absent(), ok.clone(), one.clone(), ok.clone(), refusal("500 Lost", "InternalError")],
+            &[absent(), ok.clone(), one, ok.clone(), ok],
+            &[object("new")],
+        ]);
+        let mut aside = Another::default();
+        put(&store, &mut aside).unwrap_err();
+        put(&store, &mut aside).unwrap();
+        let expected = [
+            "PUT /bucket/a/c1/1 /bucket/a/x/1",
+            "DELETE /bucket/a/x/1",
+            "PUT /bucket/a/c2/1 /bucket/a/x/1",
+            "DELETE /bucket/a/x/1",
+            "PUT /bucket/a/x *",
+        ];
+        assert_eq!(changes(&asked), expected);
+        assert_eq!(aside.kept, ["c1", "c2"]);
     }
 
     #[test]
     fn what_is_missing_whoever_is_faster_is_missing() {
         let bucket = refusal("404 Not Found", "NoSuchBucket");
         let (store, _) = answered(&[&nothing(), &[bucket], &nothing()]);
-        let error = put(&store, &mut 0).unwrap_err();
+        let error = put(&store, &mut Another::default()).unwrap_err();
         assert!(error.to_string().contains("NoSuchBucket"), "{error}");
         let upload = refusal("404 Not Found", "NoSuchUpload");
         let (store, asked) = answered(&[&[object("1"), object("c"), upload, object("1")]]);
-        let aside: Aside<'_> = &mut |_, _| Ok(Some("c".into()));
-        let placed = store.place(Path::new("x"), aside, &mut |only| {
+        let placed = store.place(Path::new("x"), &mut Another::default(), &mut |only| {
             store.server.complete("a/x", "id", &["e".to_owned()], only)
         });
         let error = placed.unwrap_err();

@@ -24,7 +24,9 @@ use self::inside::{Inside, NO_VERSION, found, stamp, version};
 use self::multistatus::Resource;
 use self::wire::{Depth, Server};
 use super::address::Address;
-use super::beside::{DIRECTORY, FILE, LINK, Listed, read_attributes, read_target, write_attributes};
+use super::beside::{
+    DIRECTORY, FILE, LINK, Listed, NOT_KEPT, read_attributes, read_target, write_attributes,
+};
 use super::http::not_understood;
 use super::names::Names;
 use super::{
@@ -179,9 +181,10 @@ impl WebDav {
         let inside = inside.write();
         let attributes = write_attributes(&properties.attributes);
         let all = [("inside", &*inside), ("attributes", &*attributes)];
-        let none = [all[0], ("attributes", "")];
+        let not_kept = [all[0], ("attributes", NOT_KEPT)];
+        let has_some = !attributes.is_empty();
         // Attributes that are too long for what is there do not hold up the file. A directory may have had others before.
-        let ways = [(!attributes.is_empty(), &all[..]), (is_directory, &none[..]), (true, &all[..1])];
+        let ways = [(has_some || is_directory, &all[..]), (has_some, &not_kept[..]), (true, &all[..1])];
         for (_, properties) in ways.into_iter().filter(|(is_way, _)| *is_way) {
             if self.server.set(path, is_directory, properties)? {
                 return Ok(());
@@ -219,10 +222,12 @@ fn name_below(directory: &[u8], path: &[u8]) -> Option<OsString> {
     is_name(name).then(|| OsString::from_vec(name.to_vec()))
 }
 
-/// Its attributes; nothing is known of those of what was not carried there.
+/// Its attributes; nothing is known of those that were not kept, nor of those of what was not carried there.
 fn attributes(resource: &Resource) -> Option<Attributes> {
-    let of_ours = || resource.inside.as_ref().map(|_| Attributes::new());
-    resource.attributes.as_deref().map(read_attributes).or_else(of_ours)
+    match &resource.attributes {
+        Some(text) => read_attributes(text),
+        None => resource.inside.as_ref().map(|_| Attributes::new()),
+    }
 }
 
 impl Store for WebDav {
@@ -382,6 +387,7 @@ mod tests {
 
     use super::*;
     use crate::carry::stores::http::tests::{answering, answering_in_turn};
+    use crate::carry::stores::tests::Asking;
 
     #[test]
     fn names_are_names() {
@@ -463,7 +469,7 @@ mod tests {
             let abilities = Abilities { has_properties: true, has_steady_versions: true };
             let _ = store.abilities.set(abilities);
             let properties = Properties { attributes, ..Properties::default() };
-            store.make_directory(Path::new("d"), &properties, &mut |_, _| Ok(None)).unwrap();
+            store.make_directory(Path::new("d"), &properties, &mut Asking(|_, _| Ok(None))).unwrap();
             let asked = asked.lock().unwrap();
             let last =
                 asked.last().unwrap().strip_prefix("PROPPATCH /files/d/ ").expect("it is set").to_owned();
@@ -471,7 +477,7 @@ mod tests {
         };
         let one = || vec![("user.a".into(), b"1".to_vec())];
         assert_eq!(kept(one(), false), "user.a=1");
-        assert_eq!(kept(one(), true), "", "neither those nor others");
+        assert_eq!(kept(one(), true), "!", "neither those nor others, nor none");
         assert_eq!(kept(Vec::new(), false), "");
     }
 
@@ -491,6 +497,8 @@ mod tests {
         assert_eq!(told(ours, false), None);
         let some = format!("{ours}<attributes xmlns='urn:memdev:carry'>user.a=1</attributes>");
         assert_eq!(told(&some, true), Some(vec![("user.a".into(), b"1".to_vec())]));
+        assert_eq!(told(&some.replace("user.a=1", ""), true), Some(Vec::new()));
+        assert_eq!(told(&some.replace("user.a=1", "!"), true), None, "there was no room for them");
     }
 
     #[test]
