@@ -374,8 +374,11 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
         drop(writer);
         assert!(tree.read(Path::new("x"), false).is_ok());
-        fs::write(home.join("x"), "now").unwrap();
-        let error = tree.read(Path::new("x"), false).err().unwrap();
-        assert_eq!(error.kind(), io::ErrorKind::ResourceBusy, "within a tick nothing is sure");
+        // Whoever is kept from running in between sees it a tick later: not every time.
+        let is_busy = || {
+            fs::write(home.join("x"), "now").unwrap();
+            tree.read(Path::new("x"), false).is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy)
+        };
+        assert!((0..100).any(|_| is_busy()), "within a tick nothing is sure");
     }
 }
