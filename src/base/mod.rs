@@ -26,9 +26,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-/// Bytes on either side of what is asked for that are looked at, too: so few that a vain look costs next to nothing.
-const LOOK_AROUND: u64 = 128 << 10;
-
 /// What tells one file from another, and one version of a file from the next that is renamed over it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -253,7 +250,7 @@ impl Image {
     pub fn is_warm_after_a_look(&self, range: Range<u64>) -> bool {
         self.is_warm(range.clone())
             || (self.is_told && {
-                self.residency.look_around(&range, LOOK_AROUND, &self.mapping);
+                self.residency.look_around(&range, &self.mapping);
                 self.is_warm(range)
             })
     }

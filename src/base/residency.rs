@@ -47,6 +47,11 @@ fn bits(pages: Range<u64>) -> impl Iterator<Item = Bits> {
     })
 }
 
+/// The bits of up to 64 pages of which the kernel has told.
+fn word_of(pages: &[u8]) -> u64 {
+    pages.iter().rev().fold(0, |bits, page| bits << 1 | u64::from(page & 1))
+}
+
 fn index(n: u64) -> usize {
     usize::try_from(n).expect("the image is mapped, so its pages can be counted")
 }
@@ -102,17 +107,20 @@ impl Residency {
     }
 
     /// Looks which pages in and around `range` are in memory, and notes them: where one is, its neighbours often are, too,
-    /// and need not be looked for one by one.
-    pub(super) fn look_around(&self, range: &Range<u64>, distance: u64, mapping: &Mapping) {
-        let Range { start, end } =
-            self.pages(&(range.start.saturating_sub(distance)..(range.end + distance).min(self.size)));
-        let mut resident = vec![0; index(end - start)];
+    /// and need not be looked for one by one. Those around it are the rest of the words that its own bits are in: no page
+    /// is looked for again for a neighbour's sake, and a vain look costs next to nothing.
+    pub(super) fn look_around(&self, range: &Range<u64>, mapping: &Mapping) {
+        let pages = self.pages(range);
+        let start = pages.start / 64 * 64;
+        let end = pages.end.next_multiple_of(64).min(self.pages(&(0..self.size)).end);
+        let mut resident = vec![0; index(end.saturating_sub(start))];
         if mapping.residency(index(self.bytes(start)), &mut resident).is_err() {
             return;
         }
-        for run in (start..end).zip(resident).collect::<Vec<_>>().chunk_by(|a, b| a.1 & 1 == b.1 & 1) {
-            if run[0].1 & 1 == 1 {
-                bits(run[0].0..run[0].0 + run.len() as u64).for_each(|bits| self.set(&bits));
+        for (word, pages) in (start / 64..).zip(resident.chunks(64)) {
+            let mask = word_of(pages);
+            if mask != 0 {
+                self.set(&Bits { part: index(word / WORDS as u64), word: index(word % WORDS as u64), mask });
             }
         }
     }
@@ -132,8 +140,7 @@ impl Residency {
             let mut resident = vec![0; index(count)];
             let asked = mapping.residency(index(self.bytes(start)), &mut resident);
             for (word, pages) in part.iter().zip(resident.chunks(64)) {
-                let there = pages.iter().rev().fold(0, |bits, page| bits << 1 | u64::from(page & 1));
-                let kept = if is_told && asked.is_ok() { there } else { 0 };
+                let kept = if is_told && asked.is_ok() { word_of(pages) } else { 0 };
                 if kept != u64::MAX {
                     self.full[number].store(false, Ordering::Relaxed);
                 }
@@ -173,6 +180,31 @@ mod tests {
         residency.recheck(&mapping, true);
         assert_eq!(full(), [false, false]);
         assert!(!residency.is_seen(&(4096..4097)));
+    }
+
+    #[test]
+    fn a_look_finds_what_is_there_of_the_words_that_it_is_about() {
+        const PAGE: u64 = 4096;
+        let pages = |first: u64, count: u64| first * PAGE..(first + count) * PAGE;
+        let file = tempfile::tempfile().unwrap();
+        // The last word has ten pages, the last of them a byte.
+        let size = (3 * 64 + 9) * PAGE + 1;
+        file.set_len(size).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &vec![1; 70 * 4096], 60 * PAGE).unwrap();
+        let mapping = Mapping::new(&file, size).unwrap();
+        let residency = Residency::new(size);
+        residency.look_around(&(70 * PAGE..70 * PAGE + 1), &mapping);
+        assert!(residency.is_seen(&pages(64, 64)));
+        assert!(!residency.is_seen(&pages(63, 1)) && !residency.is_seen(&pages(128, 1)));
+        residency.look_around(&(0..size), &mapping);
+        assert!(residency.is_seen(&pages(60, 70)));
+        assert!(!residency.is_seen(&pages(59, 1)) && !residency.is_seen(&pages(130, 1)));
+        residency.look_around(&(size - 1..size), &mapping);
+        assert!(!residency.is_seen(&(size - 1..size)));
+        std::os::unix::fs::FileExt::write_all_at(&file, b"x", size - 1).unwrap();
+        residency.look_around(&(size - 1..size), &mapping);
+        assert!(residency.is_seen(&(size - 1..size)));
+        residency.look_around(&(5..5), &mapping);
     }
 
     #[test]
