@@ -64,8 +64,9 @@ struct Asked<'a> {
 impl Asked<'_> {
     /// Sees to what is short, first to what needs no waiting. The kernel begins to read all the rest before the first of it is waited for.
     fn bring_together(&mut self, warms: Vec<Warm>) {
+        let shared = self.shared;
         let mut missing = Vec::new();
-        for warm in warms {
+        for warm in warms.into_iter().filter(|warm| !is_vain(warm, shared)) {
             match warm.session.device().image().warm_at_once(warm.range.clone()) {
                 Ok(true) => self.done.push(Done { ticket: warm.ticket, is_readable: true }),
                 // The file system can only wait: all at once by many.
@@ -76,8 +77,11 @@ impl Asked<'_> {
                 Ok(false) | Err(_) => missing.push(warm),
             }
         }
+        self.tell();
         for warm in missing {
-            if !matches!(warm.session.device().image().warm_at_once(warm.range.clone()), Ok(true)) {
+            if !self.done.is_empty()
+                && !matches!(warm.session.device().image().warm_at_once(warm.range.clone()), Ok(true))
+            {
                 self.tell();
             }
             self.bring(warm);
@@ -86,7 +90,7 @@ impl Asked<'_> {
 
     /// Waits for the disk, as long as somebody waits for that.
     fn bring(&mut self, mut warm: Warm) {
-        if self.is_vain(&warm) {
+        if is_vain(&warm, self.shared) {
             return;
         }
         let range = warm.range.start..warm.range.end.min(warm.range.start + SLICE);
@@ -108,10 +112,6 @@ impl Asked<'_> {
         self.done.push(Done { ticket: warm.ticket, is_readable });
     }
 
-    fn is_vain(&self, warm: &Warm) -> bool {
-        warm.cancelled.load(Ordering::Relaxed) || self.shared.stopping.load(Ordering::Acquire)
-    }
-
     fn pass_on(&self, warm: Warm) {
         let order = Order::Warm { worker: self.worker, token: self.token, warms: vec![warm] };
         // The receivers live as long as the warmers do.
@@ -124,6 +124,11 @@ impl Asked<'_> {
             self.shared.mailboxes[self.worker].send(Message::Warmed { token: self.token, done });
         }
     }
+}
+
+/// Whether nobody waits for it any more.
+fn is_vain(warm: &Warm, shared: &Shared) -> bool {
+    warm.cancelled.load(Ordering::Relaxed) || shared.stopping.load(Ordering::Acquire)
 }
 
 /// The life of a warmer that is alone until there is something to do: then it has `others` started, and sees to their end.
@@ -174,7 +179,7 @@ pub(super) fn move_blocks(orders: &Receiver<Order>, shared: &Shared) {
 
 fn move_block(worker: usize, token: u64, warm: &Warm, shared: &Shared) {
     let registry = &shared.registry;
-    if warm.cancelled.load(Ordering::Relaxed) || shared.stopping.load(Ordering::Acquire) {
+    if is_vain(warm, shared) {
         return;
     }
     if let Err(error) = registry.make_room() {
