@@ -67,6 +67,29 @@ pub fn names(server: &dyn Server) -> Vec<String> {
     all.filter(|name| !name.split('/').any(|part| matches!(part, ".DAV" | "%"))).map(str::to_owned).collect()
 }
 
+/// What belongs to files gets there and comes back in another session, of which this gives the place; `holes` MiB are a file that is
+/// almost none. `made` makes one file more, and `found` looks for that.
+pub fn what_belongs_to_files(server: &dyn Server, holes: u64, made: &str, found: &str) -> House {
+    let script = format!(
+        "echo >root; echo >daemon; chown 1:2 daemon; cp /bin/true suid; chmod 4751 suid; mkdir -m 1770 shared; \
+         ln -s ../x link; ln -s a b; chown -h 1:2 b; touch -d @1000000000.5 root; truncate -s {holes}M holes; echo x >>holes; {made}"
+    );
+    assert_eq!(house(server).sh(&[], &script), "");
+    assert!(
+        names(server).contains(&"link".to_owned())
+            && server.files().join("link").metadata().unwrap().is_file()
+    );
+    let back = format!(
+        "set -e; test $(stat -c %u:%g:%a root daemon suid shared | tr '\\n' ,) = 0:0:644,1:2:644,0:0:4751,0:0:1770,; \
+         test $(readlink link) = ../x; test $(stat -c %.Y root) = 1000000000.500000000; test $(stat -c %u:%g b) = 1:2; \
+         test $(stat -c %s holes) = {}; {found}",
+        (holes << 20) + 2
+    );
+    let back_in = house(server);
+    back_in.sh(&[], &back);
+    back_in
+}
+
 /// Files get there, come back in another session, are changed again and removed.
 pub fn there_and_back(server: &mut dyn Server) {
     let first = house(server);

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use crate::files::attributes_of_a_directory;
 use crate::house::House;
 use crate::interop_support::{run, said};
-use crate::remote::{Server, house, names};
+use crate::remote::{Server, house, names, what_belongs_to_files};
 use crate::servers::{end, free_port, start};
 use crate::spool::Small;
 use crate::support::server::scratch;
@@ -205,19 +205,9 @@ mod rclone {
 #[test]
 fn webdav_what_belongs_to_files() {
     let server = Apache::new();
-    let script = "echo >root; echo >daemon; chown 1:2 daemon; cp /bin/true suid; chmod 4751 suid; mkdir -m 1770 shared; \
-                  ln -s ../x link; ln -s a b; chown -h 1:2 b; touch -d @1000000000.5 root; truncate -s 2M holes; echo x >>holes; \
-                  printf x >\"$(printf '\\303\\244 \\033[31m')\"";
-    assert_eq!(house(&server).sh(&[], script), "");
-    assert!(
-        names(&server).contains(&"link".to_owned())
-            && server.files().join("link").metadata().unwrap().is_file()
-    );
-    let back = "set -e; test $(stat -c %u:%g:%a root daemon suid shared | tr '\\n' ,) = 0:0:644,1:2:644,0:0:4751,0:0:1770,; \
-                test $(readlink link) = ../x; test $(stat -c %.Y root) = 1000000000.500000000; test $(stat -c %u:%g b) = 1:2; \
-                test $(stat -c %s holes) = 2097154; test $(cat \"$(printf '\\303\\244 \\033[31m')\") = x";
-    let house = house(&server);
-    house.sh(&[], back);
+    let made = "printf x >\"$(printf '\\303\\244 \\033[31m')\"";
+    let found = "test $(cat \"$(printf '\\303\\244 \\033[31m')\") = x";
+    let house = what_belongs_to_files(&server, 2, made, found);
     // What somebody makes of it on the server has its own time, and is a file; its mode stays.
     fs::write(server.files().join("root"), "edited").unwrap();
     fs::write(server.files().join("link"), "edited").unwrap();
