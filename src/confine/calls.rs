@@ -19,8 +19,9 @@ type Result<T> = std::result::Result<T, BackendError>;
 
 /// Made for every request or every sleep.
 pub(super) const HOT: &[c_long] = &[
-    libc::SYS_recvmsg,
+    libc::SYS_recvfrom,
     libc::SYS_sendmsg,
+    libc::SYS_recvmsg,
     libc::SYS_epoll_pwait,
     libc::SYS_epoll_pwait2,
     libc::SYS_fstat,
@@ -47,7 +48,6 @@ pub(super) const PLAIN: &[c_long] = &[
     libc::SYS_getsockname,
     libc::SYS_getpeername,
     libc::SYS_shutdown,
-    libc::SYS_recvfrom,
     libc::SYS_sendto,
     libc::SYS_readv,
     libc::SYS_writev,

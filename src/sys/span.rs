@@ -122,6 +122,13 @@ pub fn send(socket: BorrowedFd<'_>, spans: &[KernelSpan<'_>]) -> io::Result<usiz
 /// # Errors
 /// `WouldBlock` when nothing has arrived; else what `recvmsg(2)` says.
 pub fn receive(socket: BorrowedFd<'_>, spans: &mut [KernelSpanMut<'_>]) -> io::Result<usize> {
+    // Most receives are into one, for which the kernel need not be given a list.
+    if let [KernelSpanMut { raw, .. }] = spans {
+        // SAFETY: the span is memory that its lifetime borrows exclusively, and which outlives the call.
+        return result(unsafe {
+            libc::recv(socket.as_raw_fd(), raw.iov_base, raw.iov_len, libc::MSG_DONTWAIT)
+        });
+    }
     let mut header = message(spans.as_mut_ptr().cast::<libc::iovec>(), spans.len());
     // SAFETY: each span is a transparent `iovec` over memory that its lifetime borrows exclusively, and both the
     // vectors and that memory outlive the call.

@@ -24,6 +24,10 @@ use std::sync::Arc;
 use std::time::Instant;
 use zeroize::Zeroizing;
 
+/// Bytes of replies that take so long to send that more input has often come meanwhile: it is worth a look before the event
+/// loop's.
+const MANY: u64 = 16 << 10;
+
 /// What a worker lends to the connection that it drives.
 #[derive(Debug)]
 pub(super) struct Tools {
@@ -266,7 +270,8 @@ impl Connection {
         let mut may_have_more = true;
         for _ in 0..self.wire.rounds() {
             let stop = self.act(lent);
-            lent.moved += self.output.queued();
+            let replies = self.output.queued();
+            lent.moved += replies;
             match self.flush(lent) {
                 Ok(Flushed::All) => {}
                 Ok(Flushed::Blocked) => return self.read_ahead(lent),
@@ -275,7 +280,7 @@ impl Connection {
             match stop {
                 Stop::At(Pause::Output) if lent.moved < lent.share.bytes => continue,
                 Stop::At(Pause::Output) => return Next::Again,
-                Stop::At(Pause::Input) => {}
+                Stop::At(Pause::Input) => may_have_more |= replies >= MANY,
                 Stop::At(Pause::Turn) => return Next::Again,
                 Stop::At(Pause::Waiting) => return Next::Warmed,
                 Stop::At(Pause::Paced(until)) => {

@@ -250,7 +250,7 @@ fn no_call_is_on_two_lists_and_hot_ones_are_found_soon() {
     assert_eq!(all.len(), count);
 
     let program = program(purpose()).unwrap();
-    for call in [libc::SYS_recvmsg, libc::SYS_sendmsg, libc::SYS_epoll_pwait] {
+    for call in [libc::SYS_recvfrom, libc::SYS_recvmsg, libc::SYS_sendmsg, libc::SYS_epoll_pwait] {
         let (outcome, steps) = run(&program, &data(call, NATIVE, &[]));
         assert!(outcome == ALLOW && steps <= 40, "{call} takes {steps} instructions");
     }
