@@ -93,8 +93,9 @@ fn what_cannot_be_saved_is_said_in_one_line() {
 #[test]
 fn a_save_that_is_killed_leaves_nothing() {
     let dir = support::server::scratch();
-    let image = Image::random(dir.path().join("root.img"), 256 * MIB, 3);
-    let server = Serve::image(&image).start();
+    let image = Image::random(dir.path().join("root.img"), 64 * MIB, 3);
+    // Slow enough not to be over before it is killed, whenever that can be done.
+    let server = Serve::image(&image).args(["--session-bandwidth", "4M"]).start();
     let uri = format!("nbd+unix:///root@x?socket={}", server.socket().display());
     let folder = dir.path().join("folder");
     fs::create_dir(&folder).unwrap();

@@ -148,8 +148,9 @@ fn what_cannot_be_loaded_is_one_line_and_leaves_no_session() {
 #[test]
 fn a_load_that_ends_early_leaves_no_session() {
     let dir = scratch();
-    let house = House::of(256 * MIB, &[]);
-    let other = Image::random(dir.path().join("other.img"), 256 * MIB, 9);
+    // Slow enough not to be over before it is interrupted, whenever that can be done.
+    let house = House::of(64 * MIB, &["--session-bandwidth", "4M"]);
+    let other = Image::random(dir.path().join("other.img"), 64 * MIB, 9);
     for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
         let mut command = house.command(&["load", "base", text(&other.path), "--id", "x"]);
         let mut loading = command.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it starts");
