@@ -170,6 +170,8 @@ fn prometheus_gets_numbers_of_all_and_of_each() {
     let mut client = house.server.client("base@x");
     client.write(0, &[1; 4096]);
     client.read(0, 8192);
+    // How long it took is noted a moment after the client has its reply.
+    wait_until("it is noted", || number(&house.session("base@x")["latency"]["read"]["requests"]) == 1);
     let text = curl(&house.socket(), &["http://x/metrics"]);
     for line in [
         "memdev_sessions 1",

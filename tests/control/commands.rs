@@ -104,6 +104,8 @@ fn stat_tells_of_a_session_and_of_the_server() {
     let mut client = house.server.client("base@x");
     client.write(0, &[1; 4096]);
     client.read(0, 16384);
+    // How long it took is noted a moment after the client has its reply.
+    wait_until("it is noted", || number(&house.session("base@x")["latency"]["read"]["requests"]) == 1);
     let text = house.run(&["stat", "base@x"]);
     for part in [
         "session: base@x\n",

@@ -22,6 +22,10 @@ fn every_request_is_counted_once() {
     client.call(&Request::read(4 * MIB, 4096)).fails(nbd::EINVAL);
     // In slices.
     client.read(0, 3 * MIB);
+    // How long it took is noted a moment after the client has its reply.
+    wait_until("the last one is noted", || {
+        number(&house.session("base@x")["latency"]["read"]["requests"]) == 5
+    });
     let session = house.session("base@x");
     let requests = &session["requests"];
     let count = |name: &str| number(&requests[name]);

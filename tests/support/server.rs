@@ -123,8 +123,8 @@ impl Serve {
         }
         command.args(&self.confine).args(&self.args).stdin(Stdio::null()).stdout(Stdio::null());
         let mut server = Server::spawn(command, self.dir, socket);
-        let addresses = if self.tcp { 2 } else { 1 };
-        server.wait_for_line("listening on", addresses);
+        let more = self.args.iter().filter(|arg| ["--unix", "--tcp", "--vsock"].iter().any(|way| arg == way));
+        server.wait_for_line("listening on", 1 + usize::from(self.tcp) + more.count());
         let address = |line: &String| {
             let (scheme, address) = line.rsplit_once(' ')?.1.split_once("://")?;
             matches!(scheme, "nbd" | "nbds").then(|| address.to_owned())
