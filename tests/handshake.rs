@@ -443,7 +443,9 @@ fn tcp_and_unix_sockets_serve_the_same() {
 
 #[test]
 fn connections_that_haggle_forever_do_not_keep_others_out() {
-    let (_dir, image, server) = serve();
+    let dir = scratch();
+    let image = Image::random(dir.path().join("base.img"), MIB, 1);
+    let server = Serve::image(&image).args(["--handshake-timeout", "off"]).start();
     let mut idle: Vec<Peer> = (0..200).map(|_| server.peer()).collect();
     let mut client = server.client("base");
     assert_bytes(&client.read(0, 512), &image.bytes(0, 512), 0);

@@ -395,7 +395,9 @@ fn a_service_manager_is_told_which_process_it_is_now() {
 #[test]
 fn a_handshake_goes_on_with_the_other_server() {
     let place = Place::new();
-    let mut first = place.first(&["--linger", "0s"]);
+    // However long it takes to start the other one.
+    let args = ["--linger", "0s", "--handshake-timeout", "off"];
+    let mut first = place.first(&args);
     let mut old = place.client("base@old");
     old.write(0, &[1; 4096]);
     let begin = || {
@@ -407,7 +409,7 @@ fn a_handshake_goes_on_with_the_other_server() {
     let (mut to_new, mut to_old, mut listing) = (begin(), begin(), begin());
     let contexts =
         to_new.contexts(nbd::OPT_SET_META_CONTEXT, "base", &["base:allocation"]).expect("it has this");
-    let _second = place.next(&["--linger", "0s"]);
+    let _second = place.next(&args);
     assert_eq!(listing.list()[0].0, "base");
     let export = to_new.go("base").expect("by the second one");
     to_old.go("base@old").expect("by the first one");
@@ -460,11 +462,13 @@ fn the_first_image_may_be_another_one_from_then_on() {
     let start = |images: [&Image; 2], args: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_memdev"));
         command.arg("serve").args(images.map(|image| &image.path)).args(args);
+        // Some stand in the handshake while the other one starts, however long that takes.
+        command.args(["--linger", "0s", "--handshake-timeout", "off"]);
         command.arg("--control").arg(place.path("control")).stdin(Stdio::null());
         started(command)
     };
     let nbd = place.path("nbd");
-    let mut first = start([&other, &place.image], &["--linger", "0s", "--unix", nbd.to_str().unwrap()]);
+    let mut first = start([&other, &place.image], &["--unix", nbd.to_str().unwrap()]);
     let (mut on_base, mut on_other) = (place.client("base@x"), place.client("@x"));
     on_base.write(0, &[1; 4096]);
     on_other.write(0, &[2; 4096]);
@@ -474,7 +478,7 @@ fn the_first_image_may_be_another_one_from_then_on() {
         peer
     };
     let (mut to_old, mut to_new) = (begin(), begin());
-    let _second = start([&place.image, &other], &["--linger", "0s", "--takeover"]);
+    let _second = start([&place.image, &other], &["--takeover"]);
 
     for style in support::Style::ALL {
         let contexts: &[&str] = if style.has_chunks() { &["base:allocation"] } else { &[] };

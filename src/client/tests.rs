@@ -83,7 +83,7 @@ impl Server {
 fn server(script: impl FnOnce(Server) + Send + 'static) -> (UnixStream, JoinHandle<()>) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     for stream in [&ours, &theirs] {
-        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(90))).unwrap();
     }
     (ours, thread::spawn(|| script(Server(theirs))))
 }

@@ -478,7 +478,7 @@ mod tests {
     fn wait_until(what: &str, condition: impl Fn() -> bool) {
         let start = std::time::Instant::now();
         while !condition() {
-            assert!(start.elapsed() < Duration::from_secs(30), "waited in vain for: {what}");
+            assert!(start.elapsed() < Duration::from_secs(90), "waited in vain for: {what}");
             std::thread::yield_now();
         }
     }

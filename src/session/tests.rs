@@ -113,13 +113,14 @@ fn who_only_looks_at_a_session_that_waits_for_its_client_does_not_make_it_its_ow
 
 #[test]
 fn a_named_session_lingers_and_then_ends() {
-    let house = house(Duration::from_secs(60));
+    let house = house(Duration::from_secs(600));
     let (_a, one) = house.attach("root@x");
     write(&one, 7);
     drop(one);
-    assert!(house.registry.end_idle_for_test(Duration::from_secs(59)));
+    // The test itself may take a while.
+    assert!(house.registry.end_idle_for_test(Duration::from_secs(300)));
     assert!(is_written(&house.attach("root@x").1));
-    assert!(!house.registry.end_idle_for_test(Duration::from_secs(61)));
+    assert!(!house.registry.end_idle_for_test(Duration::from_secs(601)));
     assert!(!is_written(&house.attach("root@x").1));
 }
 
@@ -210,7 +211,7 @@ fn the_housekeeper_hears_of_the_stop_though_everything_is_ended_at_once() {
         house.registry.end_all();
         let start = Instant::now();
         while !keeper.is_finished() {
-            assert!(start.elapsed() < Duration::from_secs(10), "he sleeps on");
+            assert!(start.elapsed() < Duration::from_secs(90), "he sleeps on");
             std::thread::sleep(Duration::from_millis(1));
         }
     }
