@@ -348,6 +348,8 @@ fn idle_sessions_are_small() {
 fn scattered_bytes_cost_a_block_each_and_not_much_more() {
     let (_dir, _image, server) = serve(10 * GIB, &["--session-memory", "5M"]);
     let mut client = server.client("base");
+    // What is kept ready from the beginning on.
+    support::wait_until("a first chunk is there", || server.usage().private >= 2 * MIB);
     let before = server.usage();
     let writes: Vec<Request> = (0..1000).map(|n| Request::write(n * 10 * MIB + 5000, b"x")).collect();
     client.pipeline(&writes).into_iter().for_each(|reply| drop(reply.ok()));

@@ -227,14 +227,15 @@ fn a_core_by_gcore_has_nothing_of_a_session_even_while_it_lives() {
         let server = that_may_dump(&dir, &image, &["--confine", confine]);
         let mut client = server.client("base");
         plant(&mut client);
-        // Its worker has nothing to do for a moment, and wipes what it received into.
-        std::thread::sleep(std::time::Duration::from_millis(500));
         let all = dir.path().join("all");
         gcore(server.pid(), &all, &["set use-coredump-filter off", "set dump-excluded-mappings on"]);
         assert!(in_file(&all, &marker()) > 3000, "who is told to take it takes it");
         let usual = dir.path().join("usual");
-        gcore(server.pid(), &usual, &[]);
-        assert_eq!(in_file(&usual, &marker()), 0, "confine {confine}");
+        // As soon as its worker has nothing to do for a moment, and has wiped what it received into.
+        wait_until(&format!("nothing is in the core, confine {confine}"), || {
+            gcore(server.pid(), &usual, &[]);
+            in_file(&usual, &marker()) == 0
+        });
         // Unconfined, everything else is in it.
         assert_eq!(in_file(&usual, CONTROL.as_bytes()) > 0, confine == "off");
         for file in [&all, &usual] {
@@ -257,7 +258,8 @@ fn a_server_that_crashes_leaves_no_core_and_unconfined_one_without_its_sessions(
         let mut server = that_may_dump(&dir, &image, &["--confine", confine]);
         let mut client = server.client("base");
         plant(&mut client);
-        std::thread::sleep(std::time::Duration::from_millis(500));
+        // As above; there is no second look.
+        std::thread::sleep(std::time::Duration::from_secs(2));
         server.signal(Signal::ABORT);
         let status = server.wait();
         assert_eq!((status.signal(), status.core_dumped()), (Some(6), expected == 1), "confine {confine}");

@@ -1,6 +1,7 @@
 //! Where the marker is in a process' memory, and in what is made of it.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -79,9 +80,12 @@ pub(crate) fn in_memory(pid: u32, needle: &[u8]) -> usize {
     found
 }
 
-/// How often a file has `needle` in it.
+/// How often a file has `needle` in it. One that is gone meanwhile, as others' files may be, has nothing.
 pub(crate) fn in_file(path: &Path, needle: &[u8]) -> usize {
-    let file = File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let file = match File::open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return 0,
+        file => file.unwrap_or_else(|error| panic!("{}: {error}", path.display())),
+    };
     let mut finder = Finder::new(needle);
     let mut piece = vec![0; PIECE];
     let mut at = 0;
@@ -94,7 +98,10 @@ pub(crate) fn in_file(path: &Path, needle: &[u8]) -> usize {
 
 /// How often the files of a directory and those below it have `needle` in them.
 pub(crate) fn in_files(dir: &Path, needle: &[u8]) -> usize {
-    let entries = fs::read_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return 0,
+        entries => entries.unwrap_or_else(|error| panic!("{}: {error}", dir.display())),
+    };
     let entries = entries.map(|entry| entry.expect("an entry"));
     entries
         .map(|entry| match entry.file_type().expect("its type") {
