@@ -171,7 +171,9 @@ fn a_command_that_is_killed_halfway_leaves_nothing_that_stays() {
             let device = listed["device"].as_str().expect("a device");
             if listed["alive"] == true {
                 let output = state.output("detach", &[device]);
-                assert!(output.status.success(), "{}", crate::interop_support::said(&output));
+                // It may just be about to notice.
+                let alive = || state.list().iter().any(|listed| listed["alive"] == true);
+                assert!(output.status.success() || !alive(), "{}", crate::interop_support::said(&output));
             }
         }
     }

@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use super::machine::{State, kill};
 use crate::interop_support::{said, uri};
 use crate::support::server::{Serve, scratch};
-use crate::support::{Image, MIB, Random, Server, wait_until};
+use crate::support::{Image, MIB, PATIENCE, Random, Server, wait_until};
 
 /// An image whose name no other test's devices carry, and a server of it.
 struct Setting {
@@ -91,7 +91,7 @@ impl Setting {
         let more = || self.holdings().into_iter().filter(|one| !before.contains(one)).collect::<Vec<_>>();
         let start = Instant::now();
         while !more().is_empty() {
-            assert!(start.elapsed() < Duration::from_secs(30), "left behind: {:?}", more());
+            assert!(start.elapsed() < PATIENCE, "left behind: {:?}", more());
             std::thread::sleep(Duration::from_millis(5));
         }
     }

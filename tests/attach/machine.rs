@@ -11,6 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::interop_support::mounted::wait_until_free;
 use crate::interop_support::{run, said};
 use crate::support::server::scratch;
 use crate::support::wait_until;
@@ -39,7 +40,7 @@ impl State {
     /// `memdev SUBCOMMAND --state ...`.
     pub fn command(&self, subcommand: &str) -> Command {
         let mut command = Command::new("timeout");
-        command.args(["--kill-after=5", "60", env!("CARGO_BIN_EXE_memdev"), subcommand, "--state"]);
+        command.args(["--kill-after=5", "120", env!("CARGO_BIN_EXE_memdev"), subcommand, "--state"]);
         command.arg(self.directory()).env_remove("MEMDEV_LOG").stdin(Stdio::null());
         command
     }
@@ -216,6 +217,7 @@ pub fn backing_file(device: &str) -> Option<String> {
 
 /// A mounted file system. Unmounted when dropped.
 pub struct Mount {
+    device: PathBuf,
     point: TempDir,
     mounted: bool,
 }
@@ -226,7 +228,7 @@ impl Mount {
         let point =
             tempfile::Builder::new().prefix("memdev-mount-").tempdir().expect("a temporary directory");
         run("mount", ["-t".as_ref(), kind.as_ref(), device.as_os_str(), point.path().as_os_str()]);
-        Self { point, mounted: true }
+        Self { device: device.to_owned(), point, mounted: true }
     }
 
     pub fn path(&self, path: &str) -> PathBuf {
@@ -241,6 +243,7 @@ impl Mount {
     pub fn unmount(mut self) {
         self.mounted = false;
         run("umount", [self.root()]);
+        wait_until_free(&self.device);
     }
 }
 

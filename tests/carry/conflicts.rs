@@ -4,14 +4,19 @@ use std::fs;
 
 use crate::house::House;
 use crate::interop_support::said;
+use crate::machine::once_told;
 use crate::support::wait_until;
 
-/// The one file at the destination whose name begins so.
+/// The one file at the destination whose name begins so. It may have it a moment after what took its place.
 #[track_caller]
-fn only(house: &House, begin: &str) -> String {
-    let names = fs::read_dir(house.dest("")).unwrap().map(|entry| entry.unwrap().file_name());
-    let names: Vec<_> =
-        names.map(|name| name.into_string().unwrap()).filter(|name| name.starts_with(begin)).collect();
+pub fn only(house: &House, begin: &str) -> String {
+    let names = || {
+        let names = fs::read_dir(house.dest("")).unwrap().map(|entry| entry.unwrap().file_name());
+        let names = names.map(|name| name.into_string().unwrap());
+        names.filter(|name| name.starts_with(begin)).collect::<Vec<_>>()
+    };
+    wait_until("it is beside", || !names().is_empty());
+    let names = names();
     assert_eq!(names.len(), 1, "{names:?}");
     names[0].clone()
 }
@@ -20,11 +25,13 @@ fn only(house: &House, begin: &str) -> String {
 fn the_later_keeps_the_name_and_the_earlier_is_beside() {
     let house = House::new();
     fs::write(house.dest("x"), "before").unwrap();
-    let first = house.start(&["--name", "first"], "sleep 8; echo of the first >x; sleep 1000");
+    let mut first = house.start(&["--name", "first"], &once_told("echo of the first >x; sleep 1000"));
+    assert_eq!(first.line(), "set\n");
     let second =
         house.attempt_beside(&["--name", "second"], "test $(cat x) = before && echo of the second >x");
     assert!(second.status.success() && second.stderr.is_empty(), "{}", said(&second));
     assert_eq!(house.read("x"), "of the second\n");
+    first.tell();
     wait_until("the first has delivered", || house.read("x") == "of the first\n");
     let kept = only(&house, "x.conflict-");
     assert!(kept.starts_with("x.conflict-second-20"), "{kept}");
@@ -43,9 +50,10 @@ fn the_later_keeps_the_name_and_the_earlier_is_beside() {
 fn what_somebody_edits_at_the_destination_is_kept() {
     let house = House::new();
     fs::write(house.dest("x"), "before").unwrap();
-    let mut running = house.start(&[], "echo set; sleep 2; echo inside >x; sleep 1000");
+    let mut running = house.start(&[], &once_told("echo inside >x; sleep 1000"));
     assert_eq!(running.line(), "set\n");
     fs::write(house.dest("x"), "outside").unwrap();
+    running.tell();
     wait_until("it is delivered", || house.read("x") == "inside\n");
     let kept = only(&house, "x.conflict-");
     assert!(kept.starts_with("x.conflict-other-"), "{kept}");
@@ -55,9 +63,10 @@ fn what_somebody_edits_at_the_destination_is_kept() {
 #[test]
 fn the_same_from_both_is_no_conflict() {
     let house = House::new();
-    let mut running = house.start(&[], "echo set; sleep 2; echo same >x; sleep 1000");
+    let mut running = house.start(&[], &once_told("echo same >x; sleep 1000"));
     assert_eq!(running.line(), "set\n");
     fs::write(house.dest("x"), "same\n").unwrap();
+    running.tell();
     wait_until("it is delivered", || house.status()["running"][0]["delivered"] == 1);
     assert_eq!(house.tree().len(), 1);
 }
@@ -66,9 +75,10 @@ fn the_same_from_both_is_no_conflict() {
 fn what_was_changed_elsewhere_is_not_removed() {
     let house = House::new();
     fs::write(house.dest("x"), "before").unwrap();
-    let mut running = house.start(&["--carry-deletes"], "echo set; sleep 2; rm x; echo >removed; sleep 1000");
+    let mut running = house.start(&["--carry-deletes"], &once_told("rm x; echo >removed; sleep 1000"));
     assert_eq!(running.line(), "set\n");
     fs::write(house.dest("x"), "changed").unwrap();
+    running.tell();
     wait_until("it is told", || {
         house.status()["running"][0]["notes"].to_string().contains("x has been changed at the destination")
     });

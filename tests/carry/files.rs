@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 use rustix::process::Signal;
 
 use crate::house::House;
-use crate::machine::kill;
+use crate::machine::{kill, once_told};
 use crate::spool::Small;
 use crate::support::wait_until;
 
@@ -52,10 +52,9 @@ fn it_is_there_while_the_session_runs() {
     let house = House::new();
     let running = house.start(&[], "echo one >x; sleep 1000");
     wait_until("it is delivered", || house.read("x") == "one\n");
+    wait_until("it is told", || house.status()["running"][0]["phase"] == "running");
     let status = house.status();
-    let carrier = &status["running"][0];
-    assert_eq!(carrier["path"], "/home/u", "{status}");
-    assert_eq!(carrier["phase"], "running", "{status}");
+    assert_eq!(status["running"][0]["path"], "/home/u", "{status}");
     wait_until("it is counted", || house.status()["running"][0]["delivered"] == 1);
     assert_eq!(house.status()["running"][0]["waiting"], 0);
     let text = String::from_utf8(house.memdev_carry(&["status"]).stdout).unwrap();
@@ -256,12 +255,14 @@ fn lost_events_lose_no_files() {
     let house = House::new();
     let _fast = Small::at(house.dest(""), "256m");
     // More than the kernel counts (16,384) while nobody listens.
-    let script = "sleep 2; mkdir many; cd many; seq 1 100 | xargs mkdir; for d in *; do (cd $d; seq 1 180 | xargs touch); done; echo made; \
+    let script = "mkdir many; cd many; seq 1 100 | xargs mkdir; for d in *; do (cd $d; seq 1 180 | xargs touch); done; echo made; \
         sleep 1000";
-    let mut running = house.start(&[], script);
+    let mut running = house.start(&[], &once_told(script));
+    assert_eq!(running.line(), "set\n");
     wait_until("there is a carrier", || house.status()["running"][0]["pid"].is_u64());
     let carrier = house.status()["running"][0]["pid"].clone();
     kill(&carrier, Signal::STOP);
+    running.tell();
     assert_eq!(running.line(), "made\n");
     kill(&carrier, Signal::CONT);
     wait_until("it has noticed", || house.status()["running"][0]["events_lost"].as_u64() > Some(0));

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use crate::ends::{WRITER, kill_carrier, numbers_of};
 use crate::house::{House, tree};
 use crate::interop_support::said;
-use crate::machine::kill;
+use crate::machine::{kill, once_told};
 use crate::support::wait_until;
 
 /// Runs everything here against one kind of server.
@@ -115,12 +115,17 @@ pub fn there_and_back(server: &mut dyn Server) {
 pub fn conflicts(server: &mut dyn Server) {
     fs::write(server.files().join("x"), "before").unwrap();
     let house = house(server);
-    let mut running =
-        house.start(&["--carry-deletes"], "echo set; sleep 3; echo inside >x; rm y; sleep 1000");
+    // Some servers tell versions of one second by nothing but their size.
+    let script = once_told("sleep 2; echo inside >x; rm y; sleep 1000");
+    let mut running = house.start(&["--carry-deletes"], &script);
     assert_eq!(running.line(), "set\n");
     fs::write(server.files().join("x"), "outside").unwrap();
+    running.tell();
     wait_until("it is delivered", || read(server, "x") == "inside\n");
-    let kept: Vec<_> = names(server).into_iter().filter(|name| name.starts_with("x.conflict-")).collect();
+    let kept =
+        || names(server).into_iter().filter(|name| name.starts_with("x.conflict-")).collect::<Vec<_>>();
+    wait_until("the other is beside", || !kept().is_empty());
+    let kept = kept();
     assert_eq!(kept.len(), 1, "{kept:?}");
     assert_eq!(read(server, &kept[0]), "outside");
     wait_until("it is told", || {
@@ -132,9 +137,10 @@ pub fn conflicts(server: &mut dyn Server) {
 pub fn no_removal(server: &mut dyn Server) {
     fs::write(server.files().join("x"), "before").unwrap();
     let house = house(server);
-    let mut running = house.start(&["--carry-deletes"], "echo set; sleep 3; rm x; sleep 1000");
+    let mut running = house.start(&["--carry-deletes"], &once_told("sleep 2; rm x; sleep 1000"));
     assert_eq!(running.line(), "set\n");
     fs::write(server.files().join("x"), "changed").unwrap();
+    running.tell();
     wait_until("it is told", || {
         house.status()["running"][0]["notes"].to_string().contains("x has been changed at the destination")
     });

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use crate::house::House;
 use crate::interop_support::{run, said};
+use crate::machine::once_told;
 use crate::remote::Server;
 use crate::support::server::scratch;
 use crate::support::wait_until;
@@ -223,14 +224,15 @@ fn over_sshfs() {
     assert_eq!(crate::house::tree(&files), ["d/ 755", "d/g/ 755", "d/g/f 644 4", "d/link -> e"]);
     assert_eq!(fs::read_to_string(files.join("d/g/f")).unwrap(), "two\n");
     // Somebody edits it on the server.
-    let mut running = house.start(&[], "echo set; sleep 3; echo mine >d/g/f; sleep 1000");
+    let mut running = house.start(&[], &once_told("sleep 2; echo mine >d/g/f; sleep 1000"));
     assert_eq!(running.line(), "set\n");
     fs::write(files.join("d/g/f"), "their").unwrap();
+    running.tell();
     wait_until("it is delivered", || {
         fs::read_to_string(files.join("d/g/f")).is_ok_and(|text| text == "mine\n")
     });
-    let all = crate::house::tree(&files);
-    assert!(all.iter().any(|line| line.starts_with("d/g/f.conflict-other-")), "{all:?}");
+    let is_kept = |line: &String| line.starts_with("d/g/f.conflict-other-");
+    wait_until("theirs is beside", || crate::house::tree(&files).iter().any(is_kept));
 }
 
 #[test]

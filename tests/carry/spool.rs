@@ -37,7 +37,7 @@ fn a_full_destination() {
     let house = House::new();
     let small = Small::at(house.dest(""), "1m");
     let script = "mkdir d; echo first >d/a; head -c 3000000 /dev/urandom >d/big; sha256sum d/big >sum; ln -s d/big link; chmod 600 d/big";
-    let output = house.attempt(&["--carry-wait", "1s"], script);
+    let output = house.attempt(&["--carry-wait", "3s"], script);
     assert_eq!(output.status.code(), Some(74), "{}", said(&output));
     assert!(said(&output).contains("no space left on device"), "{}", said(&output));
     let id = id_of(&output);

@@ -56,10 +56,11 @@ fn run(without: &str, confine: &str) -> Output {
     super::wait_until("the server listens or has ended", || {
         server.try_wait().unwrap().is_some() || serves(&socket)
     });
-    let _ = rustix::process::kill_process(
-        rustix::process::Pid::from_child(&server),
-        rustix::process::Signal::TERM,
-    );
+    // Once it has ended its number may be somebody else's.
+    if server.try_wait().unwrap().is_none() {
+        let pid = rustix::process::Pid::from_child(&server);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    }
     let output = server.wait_with_output().unwrap();
     assert!(!socket.exists(), "the socket is removed");
     output

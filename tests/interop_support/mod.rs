@@ -17,7 +17,7 @@ use std::process::{Command, Output, Stdio};
 use crate::support::Server;
 
 /// Seconds a foreign program may take; only what hangs takes that long.
-const LIMIT: &str = "120";
+const LIMIT: &str = "240";
 
 /// Debian's own interpreter, which has libnbd's module; the first python3 in PATH may be another.
 pub const PYTHON: &str = "/usr/bin/python3";

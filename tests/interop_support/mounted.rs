@@ -8,6 +8,7 @@
 //! may stay mounted or attached on the machine that runs the tests.
 
 use std::fs;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -16,6 +17,17 @@ use tempfile::TempDir;
 
 use super::{attempt, run};
 use crate::support::{PATIENCE, wait_until};
+
+/// Waits until a device that was unmounted is mounted nowhere else. A namespace of mounts that another test makes has a
+/// copy of every mount of that moment, for as long as it is there: until then the file system is not at rest, and the
+/// device in use.
+#[track_caller]
+pub fn wait_until_free(device: &Path) {
+    wait_until("the device is mounted in no other namespace", || {
+        let claimed = fs::File::options().read(true).custom_flags(libc::O_EXCL).open(device);
+        !claimed.is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY))
+    });
+}
 
 /// An export as a loop device, and the file system on it mounted or not.
 pub struct Mounted {
@@ -97,6 +109,7 @@ impl Mounted {
     pub fn unmount(&mut self) {
         run("umount", [self.root()]);
         self.mounted = false;
+        wait_until_free(Path::new(self.device()));
     }
 
     /// Panics unless the unmounted file system is in perfect order.
@@ -119,16 +132,16 @@ impl Mounted {
         wait_until("the FUSE file system is unmounted", || {
             attempt("umount", [self.dir.path().join("fuse")]).status.success()
         });
-        let status = self.ended().expect("nbdfuse ends when its file system is unmounted");
+        let status = self.ended(PATIENCE).expect("nbdfuse ends when its file system is unmounted");
         assert!(status.success(), "nbdfuse ended with {status}");
     }
 
-    fn ended(&mut self) -> Option<std::process::ExitStatus> {
+    fn ended(&mut self, patience: Duration) -> Option<std::process::ExitStatus> {
         let start = Instant::now();
         loop {
             match self.nbdfuse.try_wait() {
                 Ok(Some(status)) => return Some(status),
-                _ if start.elapsed() > PATIENCE / 6 => return None,
+                _ if start.elapsed() > patience => return None,
                 _ => std::thread::sleep(Duration::from_millis(10)),
             }
         }
@@ -163,7 +176,7 @@ impl Drop for Mounted {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        if self.ended().is_none() {
+        if self.ended(PATIENCE / 6).is_none() {
             let _ = self.nbdfuse.kill();
             let _ = self.nbdfuse.wait();
         }

@@ -1,6 +1,7 @@
 //! A terminal for programs that want one.
 
-use std::fs::File;
+use std::fmt::Display;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command};
@@ -67,4 +68,20 @@ impl Terminal {
             self.seen.push_str(&String::from_utf8_lossy(&bytes[..got]));
         }
     }
+}
+
+/// Whether a program of this name has the terminal, in the namespace of processes that `init` is the first of: before
+/// that, keys are the shell's.
+pub fn is_in_foreground(init: impl Display, name: &str) -> bool {
+    let space = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let own = space(&init.to_string()).expect("process 1 runs");
+    let all = fs::read_dir("/proc").expect("reading /proc").flatten();
+    all.filter_map(|entry| entry.file_name().into_string().ok()).any(|pid| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let Some((before, rest)) = stat.rsplit_once(") ") else { return false };
+        // State, parent, process group, session, terminal, and the group that has that.
+        let fields: Vec<_> = rest.split(' ').collect();
+        let is_it = before.ends_with(&format!("({name}")) && fields[0] != "T" && fields[2] == fields[5];
+        is_it && space(&pid).as_ref() == Some(&own)
+    })
 }

@@ -90,7 +90,8 @@ fn a_home_is_there_at_the_next_login_and_the_system_is_not_changed() {
 
 #[test]
 fn what_cannot_be_delivered_is_told_and_kept_and_delivered_later() {
-    let machine = machine("carry_wait = '500ms'\n");
+    // Long enough for it to be tried.
+    let machine = machine("carry_wait = '3s'\n");
     small_home(&machine, "64k");
     let output = machine
         .login(&["-c", "echo small >a; head -c 1000000 /dev/urandom >big; exec true"])
@@ -130,7 +131,7 @@ fn what_cannot_be_delivered_is_told_and_kept_and_delivered_later() {
 /// Whoever hangs up is out within a second, and the files are delivered all the same; and of what is not, the log tells.
 #[test]
 fn hung_up() {
-    let machine = machine("carry_wait = '2s'\n");
+    let machine = machine("");
     let mut running = machine.start("echo done >x; echo written; sleep 1000");
     assert_eq!(running.line(), "written\n");
     let sessions = machine.sessions();
@@ -139,6 +140,7 @@ fn hung_up() {
     assert_eq!(machine.sh("cat x"), "done\n");
     small_home(&machine, "64k");
     // Longer than a launcher has that does not carry.
+    settings(&machine, "carry_wait = '2s'\n");
     let mut running = machine.start("head -c 1000000 /dev/urandom >big; echo written; sleep 1000");
     assert_eq!(running.line(), "written\n");
     let sessions = machine.sessions();

@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use super::machine::{DIR, Machine, USERS, parent, send};
 use crate::interop_support::said;
 use crate::interop_support::terminal::Terminal;
-use crate::support::{Random, wait_until};
+use crate::support::{Random, Stream, wait_until};
 
 #[test]
 fn the_user_is_the_hosts_where_the_image_does_not_know_it() {
@@ -203,7 +203,7 @@ fn a_session_of_a_server_stays() {
         "1h",
     ]);
     let mut server = server.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    wait_until("the server listens", || machine.file("nbd.sock").exists());
+    wait_until("the server listens", || Stream::unix(&machine.file("nbd.sock")).is_ok());
     assert_eq!(machine.sh("echo kept >/etc/mine"), "");
     // Also when the login was killed: what it had written is written to the server.
     let mut second = machine.start("cat /etc/mine; echo more >>/etc/mine; sync; echo synced; sleep 1000");
@@ -224,7 +224,7 @@ fn limits_hold_for_all_that_is_inside() {
     let machine = Machine::new();
     for second in ["own", "join"] {
         machine.settings(&format!("[default]\nimage = '{DIR}/image'\npids_limit = 8\nsecond = '{second}'\n"));
-        let script = "for n in 1 2 3 4 5 6 7 8 9 10; do sleep 5 & done 2>/dev/null; echo all";
+        let script = "for n in 1 2 3 4 5 6 7 8 9 10; do sleep 1000 & done 2>/dev/null; echo all";
         let output = machine.login(&["-c", script]).output().unwrap();
         assert!(!said(&output).contains("all"), "{second}: {}", said(&output));
         wait_until("it is gone", || machine.sessions().is_empty());

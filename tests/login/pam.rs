@@ -69,8 +69,10 @@ fn su_and_sshd_are_inside() {
 fn nothing_is_left_of_the_host() {
     let machine = machine();
     let sshd = Sshd::start(&machine, "UsePAM yes");
-    let mut running = machine.begin(sshd.ssh("forced", &[], &["echo ready; readlink /proc/self/cwd /proc/self/root; ls /proc/self/fd | tr '\\n' ' '; grep CapBnd /proc/self/status; read x"]));
-    let told: Vec<_> = (0..3).map(|_| running.line()).collect();
+    let mut running = machine.begin(sshd.ssh("forced", &[], &["echo ready; readlink /proc/self/cwd /proc/self/root; ls /proc/self/fd | tr '\\n' ' '; grep CapBnd /proc/self/status; echo over; read x"]));
+    // Then no program but the shell runs inside any more.
+    let told: Vec<_> = (0..4).map(|_| running.line()).collect();
+    assert_eq!(told[3], "over\n", "{told:?}");
     assert_eq!(told[..2], ["/\n".to_owned(), "/\n".to_owned()], "{told:?}");
     assert!(told[2].starts_with("0 1 2 3 "), "{told:?}");
     let session = machine.sessions().remove(0);

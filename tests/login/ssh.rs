@@ -6,7 +6,7 @@ use std::process::Stdio;
 use super::machine::{DIR, Machine, state_of_image};
 use super::sshd::{HOST, Sshd};
 use crate::interop_support::said;
-use crate::interop_support::terminal::Terminal;
+use crate::interop_support::terminal::{Terminal, is_in_foreground};
 use crate::support::{Random, wait_until};
 
 /// Root inside, who may change everything.
@@ -116,7 +116,8 @@ fn terminal() {
     terminal.expect("/dev/pts/0\r\n30 100\r\ndumb-2--bash\r\n");
     terminal.write("sleep 1000\n");
     terminal.expect("sleep 1000\r\n");
-    std::thread::sleep(std::time::Duration::from_millis(200));
+    let init = machine.sessions()[0]["init"].clone();
+    wait_until("it has the terminal", || is_in_foreground(&init, "sleep"));
     terminal.write("\x03");
     terminal.write("echo $((20 + 3))\n");
     terminal.expect("23\r\n");

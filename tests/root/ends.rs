@@ -4,7 +4,7 @@ use std::fs;
 
 use rustix::process::Signal;
 
-use super::machine::{Place, kill};
+use super::machine::{Place, kill, once_told};
 
 /// Processes inside that do not want to end, beside the shell.
 const STUBBORN: &str =
@@ -15,13 +15,12 @@ fn background_processes_do_not_outlive_it() {
     let place = Place::new();
     assert_eq!(place.sh(&[], "setsid sleep 1000 >/dev/null 2>&1 & echo over"), "over\n");
     // Not those either that nobody waits for any more.
-    let mut running = place.start(
-        &[],
-        "(setsid sleep 1000 >/dev/null &); sleep 1000 & echo set; read x </dev/tty; sleep 1; exit 3",
-    );
+    let script = format!("(setsid sleep 1000 >/dev/null &); sleep 1000 & {}", once_told("exit 3"));
+    let mut running = place.start(&[], &script);
     assert_eq!(running.line(), "set\n");
     let (processes, device) = (running.processes(), running.device());
     assert!(processes.len() >= 6, "{processes:?}");
+    running.tell();
     running.assert_gone(&processes, &device);
     place.assert_empty();
 }
@@ -119,12 +118,12 @@ fn many_leave_nothing() {
     let place = Place::new();
     for n in 0..25 {
         let options = if n % 5 == 0 { &["--privileged", "--net", "none"][..] } else { &[] };
-        let running = place.start(
-            options,
-            "setsid sleep 1000 >/dev/null & dd if=/dev/zero of=/x bs=1M count=4 2>&1; sleep 0.1",
-        );
+        let write = "setsid sleep 1000 >/dev/null & dd if=/dev/zero of=/x bs=1M count=4 2>/dev/null";
+        let mut running = place.start(options, &format!("{write}; {}", once_told("exit 0")));
+        assert_eq!(running.line(), "set\n");
         let (processes, device) = (running.processes(), running.device());
         assert!(holdings(&place).len() >= 2, "launcher and process 1 are found");
+        running.tell();
         running.assert_gone(&processes, &device);
         place.assert_empty();
     }
@@ -140,7 +139,9 @@ fn nobody_sees_the_mounts() {
         let text = fs::read_to_string("/proc/self/mountinfo").unwrap();
         text.lines().filter(|line| line.contains(&format!(" {device} "))).count()
     };
-    let mut running = place.start(&["--bind", "/usr:/mnt"], "mount -t tmpfs none /srv; echo set; sleep 1000");
+    // All that it starts is there when it says so.
+    let script = "mount -t tmpfs none /srv; sleep 1000 & echo set; wait";
+    let mut running = place.start(&["--bind", "/usr:/mnt"], script);
     assert_eq!(running.line(), "set\n");
     let device = running.attachment()["device"].as_str().unwrap().to_owned();
     assert_eq!(table(&device), 0);

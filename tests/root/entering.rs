@@ -9,9 +9,10 @@ use crate::interop_support::said;
 fn the_second_command_sees_what_the_first_does() {
     let place = Place::new();
     for mode in [&["--name", "box"][..], &["--name", "box", "--privileged", "--net", "none"]] {
-        let script = "echo one >/etc/one; mkdir -p /run/x; sleep 1000 & echo set; read x </run/fifo; sleep 0.1; cat /etc/two";
-        let script = format!("mkfifo /run/fifo; {script}");
-        let mut running = place.start(mode, &script);
+        // Who has entered goes with the session: so that ends when they have left, and are told of.
+        let script = "mkfifo /run/fifo; trap 'cat /etc/two; exit 0' USR1; echo one >/etc/one; mkdir -p /run/x; \
+            sleep 1000 & echo set; read x </run/fifo; echo $x; while :; do sleep 0.05; done";
+        let mut running = place.start(mode, script);
         assert_eq!(running.line(), "set\n");
         let enter = |script: &str| {
             let mut command = place.memdev("enter", &["box", "--"]);
@@ -32,7 +33,9 @@ fn the_second_command_sees_what_the_first_does() {
         // Nothing of the host came along.
         assert_eq!(enter("ls /proc/self/fd | wc -l"), "4\n");
         assert_eq!(enter("mknod /tmp/n b 7 0 2>/dev/null || echo refused"), "refused\n");
-        enter("echo two >/etc/two; echo >/run/fifo");
+        enter("echo two >/etc/two; echo through >/run/fifo");
+        assert_eq!(running.line(), "through\n");
+        running.tell();
         assert_eq!(running.finish(), (Some(0), "two\n".to_owned()), "{mode:?}");
         place.assert_empty();
     }

@@ -243,6 +243,11 @@ impl Running<'_> {
         line
     }
 
+    /// Has it go on with what it does [`once_told`].
+    pub fn tell(&self) {
+        kill(&self.launcher(), Signal::USR1);
+    }
+
     /// Waits for its end: its exit status, and what it said.
     #[track_caller]
     pub fn finish(mut self) -> (Option<i32>, String) {
@@ -344,6 +349,11 @@ fn namespace(init: &Value) -> Vec<Value> {
         .filter(|pid| space(pid).as_ref() == Some(&own))
         .map(|pid| pid.parse::<u32>().unwrap().into())
         .collect()
+}
+
+/// What a shell inside does once it is [told](Running::tell) to; it says `set` when it can be.
+pub fn once_told(script: &str) -> String {
+    format!("trap told=1 USR1; echo set; until [ \"$told\" ]; do sleep 0.05; done; {script}")
 }
 
 /// Sends a signal to a process that belongs to a test's session, by what is written down.

@@ -318,17 +318,27 @@ fn whoever_is_killed_nothing_is_left() {
 
 #[test]
 fn a_launcher_that_is_killed_at_any_moment_leaves_nothing() {
+    const ROUNDS: u32 = 30;
     let place = Place::of_user(true);
-    let mut seen = 0;
-    for n in 0..30 {
+    // How long it takes to start here, at this moment.
+    let start = std::time::Instant::now();
+    let first = place.start(&["-q"], "sleep 1000");
+    let longest = start.elapsed() * 3 / 2;
+    drop(first);
+    for n in 0..=ROUNDS {
+        wait_until("all its processes have ended", || place.of_this_user().is_empty());
         let mut child = place.run(&["-q"], &["sh", "-c", "while :; do date >/file; done"]).spawn().unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(n * 17));
-        seen = seen.max(place.of_this_user().len());
+        if n < ROUNDS {
+            std::thread::sleep(longest * n / ROUNDS);
+        } else {
+            wait_until("launcher, daemon, fuse2fs and process 1 are found", || {
+                place.of_this_user().len() >= 4
+            });
+        }
         child.kill().unwrap();
         child.wait().unwrap();
-        wait_until("all its processes have ended", || place.of_this_user().is_empty());
     }
-    assert!(seen >= 4, "launcher, daemon, fuse2fs and process 1 are found");
+    wait_until("all its processes have ended", || place.of_this_user().is_empty());
     sh(&place, &[], "true");
     place.assert_empty();
 }

@@ -4,7 +4,8 @@ use rustix::process::Signal;
 use rustix::termios::{LocalModes, tcgetattr};
 
 use super::machine::{Place, kill};
-use crate::interop_support::terminal::Terminal;
+use crate::interop_support::terminal::{Terminal, is_in_foreground};
+use crate::support::wait_until;
 
 #[test]
 fn a_shell_has_a_terminal_of_its_own() {
@@ -23,12 +24,14 @@ fn a_shell_has_a_terminal_of_its_own() {
     // Job control, and a key that interrupts what is in the foreground only.
     terminal.write("sleep 1000\n");
     terminal.expect("sleep 1000\r\n");
-    std::thread::sleep(std::time::Duration::from_millis(200));
+    let init = place.written("root")[0]["init"].clone();
+    let sleeps = || wait_until("it has the terminal", || is_in_foreground(&init, "sleep"));
+    sleeps();
     terminal.write("\x1a");
     terminal.expect("Stopped");
     terminal.write("fg\n");
     terminal.expect("sleep 1000");
-    std::thread::sleep(std::time::Duration::from_millis(200));
+    sleeps();
     terminal.write("\x03");
     terminal.write("echo $((20 + 3))\n");
     terminal.expect("23\r\n");

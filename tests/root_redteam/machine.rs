@@ -30,10 +30,10 @@ pub fn image() -> PathBuf {
     PathBuf::from(image)
 }
 
-/// `memdev run` of an image, up to the command.
+/// `memdev run` of an image, up to the command. Only what hangs takes as long as it may.
 pub fn run(mode: Mode, image: &Path, options: &[&str]) -> Command {
     let mut command = Command::new("timeout");
-    command.args(["--kill-after=5", "100", MEMDEV, "run"]).args(options);
+    command.args(["--kill-after=5", "240", MEMDEV, "run"]).args(options);
     if mode == Mode::Privileged {
         command.arg("--privileged");
     }

@@ -55,7 +55,9 @@ fn the_first_process_leads_nowhere() {
         let read = |what: &str| std::fs::read_link(format!("/proc/{first}/{what}")).unwrap();
         for fd in std::fs::read_dir(format!("/proc/{first}/fd")).unwrap() {
             let fd = fd.unwrap();
-            let (number, target) = (fd.file_name(), std::fs::read_link(fd.path()).unwrap());
+            // What it had for a moment may be closed by now.
+            let Ok(target) = std::fs::read_link(fd.path()) else { continue };
+            let number = fd.file_name();
             let text = target.to_string_lossy().into_owned();
             let standard = ["0", "1", "2"].contains(&number.to_str().unwrap());
             // The channel to the launcher, who listens to it for its end. For a moment, those devices that everybody has.

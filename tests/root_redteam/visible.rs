@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use crate::machine::{Held, MODES, attack, attack_outside, image, program, run, sh, succeed};
+use crate::machine::{Held, MODES, Mode, attack, attack_outside, image, program, run, sh, succeed};
 use crate::support::server::scratch;
 
 /// What the host's processes see: the mount table of each that is not the session's.
@@ -24,31 +24,34 @@ fn root_device(pid: u32) -> String {
 
 #[test]
 fn the_session_is_in_no_other_processs_mount_table() {
+    // Others may mount something meanwhile, but not each time.
     for mode in MODES {
-        let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let held = Held::start(mode, &[]);
-        let processes = held.processes();
-        let device = root_device(processes.inside[0]);
-        let device = format!(" {device} ");
-        assert!(
-            fs::read_to_string(format!("/proc/{}/mountinfo", processes.inside[0])).unwrap().contains(&device),
-            "its own has it"
-        );
-        for (pid, table) in tables(&processes.inside) {
-            assert!(
-                !table.contains(&device),
-                "{mode:?}: process {pid} sees it (launcher: {:?})",
-                processes.outside
-            );
-        }
-        assert_eq!(
-            fs::read_to_string("/proc/self/mountinfo").unwrap(),
-            before,
-            "{mode:?}: not a byte is different"
-        );
-        held.end();
-        assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), before, "{mode:?}");
+        assert!((0..5).any(|_| is_not_seen(mode)), "{mode:?}: not a byte is different");
     }
+}
+
+/// Panics if anybody has the session's device in their mount table; whether this process's was the same all the time.
+fn is_not_seen(mode: Mode) -> bool {
+    let own = || fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let before = own();
+    let held = Held::start(mode, &[]);
+    let processes = held.processes();
+    let device = root_device(processes.inside[0]);
+    let device = format!(" {device} ");
+    assert!(
+        fs::read_to_string(format!("/proc/{}/mountinfo", processes.inside[0])).unwrap().contains(&device),
+        "its own has it"
+    );
+    for (pid, table) in tables(&processes.inside) {
+        assert!(
+            !table.contains(&device),
+            "{mode:?}: process {pid} sees it (launcher: {:?})",
+            processes.outside
+        );
+    }
+    let meanwhile = own();
+    held.end();
+    meanwhile == before && own() == before
 }
 
 #[test]

@@ -121,7 +121,7 @@ fn memdev_ns_inside_twice() {
 #[test]
 fn ping_where_it_is_allowed() {
     let script = r#"export LD_LIBRARY_PATH=/opt/host/lib/x86_64-linux-gnu
-        /opt/host/bin/ping -q -c 1 -W 5 127.0.0.1 | grep -c '1 received'"#;
+        /opt/host/bin/ping -q -c 1 -W 60 127.0.0.1 | grep -c '1 received'"#;
     for mode in MODES {
         let said = sh(mode, &["--net", "none", "--bind", "/usr:/opt/host:ro"], script);
         assert_eq!(said, "1\n", "{mode:?}");

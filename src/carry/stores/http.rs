@@ -250,7 +250,9 @@ pub(super) mod tests {
                 let length = header(&request, "content-length").map_or(0, |length| length.parse().unwrap());
                 let mut body = vec![0; length];
                 reader.read_exact(&mut body).unwrap();
+                // Else whoever asks next may do so on this connection, before it hears that it is closed.
                 let answer = answer(&request, &String::from_utf8_lossy(&body));
+                let answer = answer.replacen("\r\n", "\r\nConnection: close\r\n", 1);
                 let head = answer.find("\r\n\r\n").map_or(answer.len(), |end| end + 4);
                 let answer = if request.starts_with("HEAD ") { &answer[..head] } else { &answer };
                 let _ = stream.write_all(answer.as_bytes());
@@ -273,7 +275,7 @@ pub(super) mod tests {
     /// An answer that is a success.
     pub(in crate::carry::stores) fn success(body: &str) -> String {
         let length = body.len();
-        format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}")
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}")
     }
 
     /// What a server has been asked, as it was noted.

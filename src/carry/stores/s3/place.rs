@@ -175,9 +175,7 @@ mod tests {
     fn object(tag: &str) -> String {
         let body = "<CopyObjectResult><ETag>\"c\"</ETag></CopyObjectResult>";
         let length = body.len();
-        format!(
-            "HTTP/1.1 200 OK\r\nETag: \"{tag}\"\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
-        )
+        format!("HTTP/1.1 200 OK\r\nETag: \"{tag}\"\r\nContent-Length: {length}\r\n\r\n{body}")
     }
 
     fn refusal(status: &str, code: &str) -> String {
