@@ -56,6 +56,7 @@ impl Plan<'_> {
             read_only: self.options.read_only || told.flags.contains(TransmissionFlags::READ_ONLY),
             connections: self.options.connections,
             pid,
+            root: self.options.root.clone(),
         })
     }
 }
@@ -79,6 +80,13 @@ pub(super) struct Opened {
     pub(super) image: Option<File>,
     /// The connections to a running server; none for an image, which the daemon serves.
     pub(super) sockets: Vec<OwnedFd>,
+}
+
+impl Opened {
+    /// Whether every connection to the export sees the same disk.
+    pub(super) fn is_shared(&self) -> bool {
+        self.told.is_some_and(|told| told.flags.contains(TransmissionFlags::CAN_MULTI_CONN))
+    }
 }
 
 /// Opens what is to be attached: the image, or as many connections to the export as are asked for.

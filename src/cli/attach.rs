@@ -12,6 +12,7 @@ use memdev::net::Uri;
 use serde_json::{Value, json};
 
 use super::Failure;
+use super::command::notice;
 use super::image::ImageArg;
 use super::size::{self, human};
 
@@ -115,6 +116,8 @@ pub(crate) fn run(args: Attach) -> Result<(), Failure> {
         program: THIS_PROGRAM.into(),
         die_with_parent: false,
         while_used: false,
+        root: None,
+        warn: notice,
     };
     let attached = attach::attach(&options)?;
     let text = if args.json {
@@ -145,6 +148,9 @@ fn show_list(state: &std::path::Path, json: bool) -> Result<(), Error> {
         let _ = write!(text, " ({}), {}, by {}", shown(&record.source), human(record.size), record.backend);
         if record.read_only {
             text.push_str(", read-only");
+        }
+        if let Some(root) = &record.root {
+            let _ = write!(text, ", for the private root {}", shown(root));
         }
         if !listed.alive {
             text.push_str(", its server is gone");

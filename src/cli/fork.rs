@@ -100,6 +100,7 @@ fn fork_root(args: ForkArgs) -> Result<ExitCode, Failure> {
     run.hostname = args.hostname;
     run.control = args.control.path();
     run.notice = notice;
+    run.warn = notice;
     if args.dry_run {
         super::print(&run.plan().to_string())?;
         return Ok(ExitCode::SUCCESS);

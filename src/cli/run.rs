@@ -141,6 +141,7 @@ fn configure(args: Run) -> Result<root::Run, Failure> {
     if !args.quiet {
         run.notice = notice;
     }
+    run.warn = notice;
     run.name = args.name;
     run.backend = args.backend.into();
     run.log = args.log;

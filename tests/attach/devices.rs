@@ -74,6 +74,39 @@ fn a_named_session_is_found_again() {
     assert!(client.read(2 * MIB, MIB) == data);
     state.assert_empty();
     drop(client);
+/// Mounted twice a file system breaks, and said nothing until it had.
+#[test]
+fn who_attaches_a_session_a_second_time_is_warned() {
+    let state = State::new();
+    let image = Image::empty(state.path("disk.img"), MIB);
+    let server = Server::of(&image);
+    let session = uri(&server, "disk@m");
+    let again = |what: &str, args: &[&str]| {
+        let mut command = state.command("attach");
+        let output =
+            command.args(["--backend", "fuse", what]).args(args).output().expect("memdev can be run");
+        assert!(output.status.success(), "{}", said(&output));
+        let device = String::from_utf8(output.stdout).expect("text");
+        assert!(state.output("detach", &[device.trim_end()]).status.success());
+        String::from_utf8(output.stderr).expect("text")
+    };
+    assert_eq!(again(&session, &[]), "", "nobody else has it");
+    let disk = state.attach(&session, &[]);
+    let line = format!(
+        "memdev: {session} has {} already, and a file system that both write to breaks; attach one of them with --read-only, or \
+         a fork of the session ('memdev fork disk@m')\n",
+        disk.text()
+    );
+    assert_eq!(again(&session, &[]), line);
+    assert_eq!(again(&session, &["--read-only"]), "", "it only looks");
+    for other in ["disk@n", "disk"] {
+        assert_eq!(again(&uri(&server, other), &[]), "", "{other} is another disk");
+    }
+    disk.detach();
+    let disk = state.attach(&session, &["--read-only"]);
+    assert_eq!(again(&session, &[]), "", "the other one only looks");
+    disk.detach();
+    state.assert_empty();
     server.stop();
 }
 
