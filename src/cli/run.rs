@@ -27,7 +27,7 @@ use super::size;
         /dev/fuse must be open to everybody, as udev makes it); what such a session cannot do is said when it starts.\n\n\
         The files of a directory survive with --carry.\n\n\
         The exit status is the command's: 128+N if signal N ended it, 127 if there is no such program, 126 if it cannot be \
-        executed; 74 where it would be 0 but what is carried has not all been delivered.",
+        executed, 1 if it does not come to that; 74 where it would be 0 but what is carried has not all been delivered.",
     after_help = "Examples:\n  \
         memdev run debian.img                            a shell\n  \
         memdev run debian.img -- apt-get remove -y perl  try something out; the image never knows\n  \

@@ -90,7 +90,12 @@ fn user_directory_and_host_name_are_chosen() {
     );
     assert_eq!(output.status.code(), Some(1));
     let output = place.attempt(&["--workdir", "/no/such"], "true");
-    assert_eq!(output.status.code(), Some(127), "{}", said(&output));
+    let line =
+        "memdev: Cannot begin in /no/such: no such file or directory; make it, or give another --workdir\n";
+    assert_eq!((output.status.code(), &*said(&output)), (Some(1), line));
+    let output = place.attempt(&["--workdir", "/root", "--user", "www-data"], "true");
+    let line = "memdev: Cannot begin in /root: permission denied; give another --workdir\n";
+    assert_eq!((output.status.code(), &*said(&output)), (Some(1), line));
 }
 
 #[test]
