@@ -1,7 +1,7 @@
 //! Private roots of an ordinary user: the same command line, and the same inside, by FUSE.
 
 use std::fs;
-use std::os::unix::fs::{FileExt, MetadataExt, chown};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown};
 use std::process::{Command, Output, Stdio};
 
 use rustix::process::Signal;
@@ -48,6 +48,19 @@ fn what_cannot_be_done_is_said_at_start() {
     let text = String::from_utf8(alone.attempt(&[], "true").stderr).unwrap();
     assert!(text.contains("root is the only user") && text.contains("usermod --add-subuids"), "{text}");
     assert_eq!(text.lines().count(), 1, "{text}");
+}
+
+#[test]
+fn a_fuse_device_that_is_closed_is_to_be_opened() {
+    let place = Place::of_user(true);
+    let mode = |mode| fs::set_permissions(place.path("fuse"), fs::Permissions::from_mode(mode)).unwrap();
+    mode(0o600);
+    let output = place.attempt(&["-q"], "true");
+    let line = "memdev: Cannot open /dev/fuse: permission denied; open it to everybody, as udev does: 'chmod 666 /dev/fuse' \
+        as root\n";
+    assert_eq!((output.status.code(), &*said(&output)), (Some(1), line));
+    mode(0o666);
+    assert!(place.attempt(&["-q"], "true").status.success());
 }
 
 #[test]
