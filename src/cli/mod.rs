@@ -222,11 +222,18 @@ fn usage_line(error: &clap::Error) -> String {
         }
     }
     let typed = std::env::args_os().nth(1);
-    let subcommand = Cli::command()
-        .get_subcommands()
-        .map(|command| command.get_name().to_owned())
-        .find(|name| typed.as_ref().is_some_and(|typed| typed == name.as_str()));
-    let see = subcommand.map_or_else(String::new, |name| format!(" {name}"));
+    let cli = Cli::command();
+    let subcommand =
+        cli.get_subcommands().find(|command| typed.as_ref().is_some_and(|typed| typed == command.get_name()));
+    // What is one too many there most likely is a command's first word.
+    if error.kind() == clap::error::ErrorKind::UnknownArgument
+        && subcommand.is_some_and(|command| command.get_arguments().any(clap::Arg::is_last_set))
+        && line.starts_with("Unexpected argument '")
+        && !line.starts_with("Unexpected argument '-")
+    {
+        line.push_str("; put -- before the command");
+    }
+    let see = subcommand.map_or_else(String::new, |command| format!(" {}", command.get_name()));
     format!("{line}; see 'memdev{see} --help'")
 }
 
