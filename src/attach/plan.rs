@@ -44,8 +44,17 @@ impl Plan<'_> {
             return Err(Error::new(ErrorKind::Unsupported, why));
         }
         if told.size < SECTOR {
-            let why = format!("Export '{}' has less than one sector", self.export);
-            return Err(Error::new(ErrorKind::Invalid, why));
+            let (what, advice) = match &self.options.source {
+                // Nobody has heard of the export that it becomes.
+                Source::Image { path, .. } => {
+                    (format!("Image {}", path.display()), "give the path of a raw disk image")
+                }
+                Source::Export(uri) => {
+                    (format!("Export '{}' of {}", self.export, uri.address), "give another one")
+                }
+            };
+            let why = format!("{what} has less than one sector of {SECTOR} bytes");
+            return Err(Error::new(ErrorKind::Invalid, why).advise(advice));
         }
         Ok(Record {
             device: String::new(),

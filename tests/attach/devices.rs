@@ -223,10 +223,13 @@ fn what_cannot_be_attached_is_one_line_and_leaves_nothing() {
     let server = Server::of(&image);
     let none = format!("nbd+unix:///disk?socket={}", state.path("none").display());
     let missing = text(&state.path("missing.img")).to_owned();
+    // Nobody has named an export here.
+    let too_small = format!("Image {} has less than one sector of 512 bytes", tiny.path.display());
+    let too_small = too_small + "; give the path of a raw disk image";
     for (args, why) in [
         (vec![missing.as_str()], "no such file or directory; give the path of a readable raw disk image"),
         (vec!["/dev/null"], "neither a regular file nor a block device"),
-        (vec![text(&tiny.path)], "has less than one sector"),
+        (vec![text(&tiny.path)], too_small.as_str()),
         (vec![none.as_str()], "check that a server is running there"),
         (vec![&uri(&server, "nosuch")], "there is no such export"),
         (vec![&uri(&server, "disk"), "--connections", "2"], "name a session, as NAME@ID"),
