@@ -39,7 +39,7 @@ pub(crate) struct Attach {
     #[arg(long, value_name = "DEVICE", conflicts_with = "list")]
     device: Option<PathBuf>,
 
-    /// Connections to the server; more than one only of a named session
+    /// Connections to the server, or threads of an image's daemon; of a server more than one only of a named session
     #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "list",
         value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_CONNECTIONS)))]
     connections: u32,

@@ -74,6 +74,26 @@ fn a_named_session_is_found_again() {
     assert!(client.read(2 * MIB, MIB) == data);
     state.assert_empty();
     drop(client);
+    server.stop();
+}
+
+/// The copy of an image is a named session of the daemon's, which may be used by several connections as any other.
+#[test]
+fn an_image_is_served_over_as_many_connections_as_are_asked_for() {
+    let state = State::new();
+    let image = Image::random(state.path("disk.img"), 4 * MIB, 2);
+    let disk = state.attach(text(&image.path), &["--connections", "3"]);
+    assert_eq!(disk.listed()["connections"], 3);
+    let threads = fs::read_dir(format!("/proc/{}/task", disk.daemon())).expect("the daemon runs").flatten();
+    let names = threads.filter_map(|thread| fs::read_to_string(thread.path().join("comm")).ok());
+    assert_eq!(names.filter(|name| name.trim_end() == "replies").count(), 3);
+    let data = Random::new(4).bytes(MIB);
+    disk.write(MIB, &data);
+    assert!(disk.read(MIB, 1 << 20) == data);
+    disk.detach();
+    state.assert_empty();
+}
+
 /// Mounted twice a file system breaks, and said nothing until it had.
 #[test]
 fn who_attaches_a_session_a_second_time_is_warned() {
