@@ -256,4 +256,28 @@ mod tests {
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
     }
+
+    /// On a terminal of 80 columns clap breaks what is longer, and what is broken already once more.
+    #[test]
+    fn help_is_broken_into_lines_once() {
+        fn look(command: &clap::Command) {
+            let texts = [command.get_long_about(), command.get_after_help(), command.get_after_long_help()];
+            for text in texts.into_iter().flatten().map(ToString::to_string) {
+                let mut lines = text.lines().peekable();
+                while let Some(line) = lines.next() {
+                    let name = command.get_name();
+                    if line.is_empty() {
+                        continue;
+                    }
+                    if line.starts_with(' ') {
+                        assert!(line.chars().count() <= 80, "{name}: an example is too long: {line}");
+                    } else if lines.peek().is_some_and(|next| !next.is_empty() && !next.starts_with(' ')) {
+                        assert!(line.ends_with('.'), "{name}: a line that ends within a sentence: {line}");
+                    }
+                }
+            }
+            command.get_subcommands().for_each(look);
+        }
+        look(&Cli::command());
+    }
 }

@@ -31,11 +31,11 @@ use super::{Failure, contents, size};
         executed, 1 if it does not come to that; 74 where it would be 0 but what is carried has not all been delivered.",
     after_help = "Examples:\n  \
         memdev run debian.img                            a shell\n  \
-        memdev run debian.img -- apt-get remove -y perl  try something out; the image never knows\n  \
+        memdev run debian.img -- apt-get remove -y perl  the image never knows\n  \
         memdev run --user joe --workdir /src --bind \"$PWD:/src\" debian.img -- make\n  \
-        memdev run --session 'nbd+unix:///debian@joe?socket=/run/nbd.sock'\n                                                         \
-        a session of a server, to go on with\n  \
-        memdev run --dry-run debian.img                  what would be done, step by step"
+        memdev run --session 'nbd+unix:///debian@joe?socket=/run/nbd.sock'\n                                                   \
+        a server's session, to go on\n  \
+        memdev run --dry-run debian.img                  what would be done, in steps"
 )]
 pub(crate) struct Run {
     /// The image file (raw: ext4 or XFS), or the NBD URI of a session (NAME@ID) of a running server
