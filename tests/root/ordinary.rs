@@ -246,6 +246,29 @@ fn a_partition_of_a_disk() {
 }
 
 #[test]
+fn a_session_that_another_root_writes_to_is_warned_of() {
+    let place = Place::of_user(true);
+    let copy = Image::empty(place.path("debian.img"), fs::metadata(image()).unwrap().len());
+    run("cp", ["--sparse=always".as_ref(), image().as_os_str(), copy.path.as_os_str()]);
+    let server = Serve::image(&copy).args(["--unix-mode", "666"]).start();
+    let session = uri(&server, "debian@m");
+    let options = ["-q", "--session", &session, "--name"];
+    let begin = ["kiosk", "--", "sh", "-c", "echo ready; sleep 1000"];
+    let running = place.begin(place.memdev("run", &[&options[..], &begin].concat()));
+    // Whether fuse2fs takes what is mounted already is its own business.
+    let output = place.memdev("run", &[&options[..], &["other", "--", "true"]].concat()).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        text.starts_with(&format!("memdev: {session} has the private root kiosk already, and")),
+        "{text}"
+    );
+    kill(&running.launcher(), Signal::TERM);
+    running.finish();
+    place.assert_empty();
+    server.stop();
+}
+
+#[test]
 fn a_named_session_is_gone_on_with() {
     let place = Place::of_user(true);
     let size = fs::metadata(image()).unwrap().len();
