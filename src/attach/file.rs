@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use super::plan::{self, Opened, Plan};
 use super::process::Daemon;
 use super::record::{Directory, Entry};
-use super::{Keeper, Options, clean_up, random_name};
+use super::{Keeper, Options, clean_up, random_name, shared};
 use crate::error::{Error, Result};
 
 /// A file that is served, and does not stay unless it is [kept](Served::keep).
@@ -32,7 +32,9 @@ impl Served {
     ) -> Result<Self> {
         let directory = Directory::open(&options.state)?;
         clean_up(&directory)?;
-        let Opened { source, export, told, image, sockets } = plan::open(options)?;
+        let opened = plan::open(options)?;
+        let is_shared = opened.is_shared();
+        let Opened { source, export, told, image, sockets } = opened;
         let entry = directory.create(&random_name()?)?;
         let plan =
             Plan { options, directory: &directory, entry: &entry, wanted: None, source, export, told, image };
@@ -41,13 +43,18 @@ impl Served {
             .instruct(&plan, Some((name, requests.as_fd())), Some(ids), &sockets)
             .and_then(|()| daemon.answer())
             .and_then(|(told, _)| plan.record("file", told, daemon.number()))
-            .and_then(|record| entry.write(&record).map(|()| record.read_only));
+            .and_then(|record| entry.write(&record).map(|()| record));
         // Nobody but the daemon has these from now on: when it dies, the file and the session are to know.
         drop((requests, sockets));
         drop(plan);
+        let warning = started.as_ref().ok().filter(|_| is_shared);
+        let warning = warning.and_then(|record| shared::warning(&directory, entry.id(), record));
         let undo = Some((daemon, entry, directory));
         let mut served = Self { read_only: true, undo };
-        served.read_only = started?;
+        served.read_only = started?.read_only;
+        if let Some(warning) = warning {
+            (options.warn)(&warning);
+        }
         Ok(served)
     }
 

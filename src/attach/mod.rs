@@ -37,6 +37,7 @@ mod plan;
 mod process;
 pub(crate) mod record;
 mod serving;
+mod shared;
 mod usage;
 
 use std::fs::File;
@@ -125,6 +126,10 @@ pub struct Options {
     /// Whether it will be [`Attached::keep_while_used`]: then a loop device is made so from the beginning, which is faster, and cannot
     /// be [`Attached::keep`].
     pub while_used: bool,
+    /// What the private root is called that it is for, if it is for one.
+    pub root: Option<String>,
+    /// Is told, in a line for people, if there is another device of the same session on this machine, and both can be written to.
+    pub warn: fn(&str),
 }
 
 /// A device that is ready, and does not stay: it is detached when this is dropped, unless it is [kept](Attached::keep).
@@ -246,14 +251,20 @@ pub fn attach(options: &Options) -> Result<Attached> {
     clean_up(&directory)?;
     let wanted = options.device.as_deref().map(Device::of_path).transpose()?;
     let backend = choose(options.backend, wanted.as_ref())?;
-    let Opened { source, export, told, image, sockets } = plan::open(options)?;
+    let opened = plan::open(options)?;
+    let is_shared = opened.is_shared();
+    let Opened { source, export, told, image, sockets } = opened;
     let entry = directory.create(&random_name()?)?;
     let plan = Plan { options, directory: &directory, entry: &entry, wanted, source, export, told, image };
     let made = match backend {
         Backend::Nbd => nbd::make(&plan, sockets),
         Backend::Auto | Backend::Fuse => fuse::make(&plan, sockets),
     };
-    finish(made, &directory, entry)
+    let attached = finish(made, &directory, entry)?;
+    if is_shared && let Some(warning) = shared::warning(&directory, attached.id(), attached.record()) {
+        (options.warn)(&warning);
+    }
+    Ok(attached)
 }
 
 /// What has been made, ready and to be undone; or what was begun, undone.

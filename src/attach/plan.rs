@@ -44,8 +44,17 @@ impl Plan<'_> {
             return Err(Error::new(ErrorKind::Unsupported, why));
         }
         if told.size < SECTOR {
-            let why = format!("Export '{}' has less than one sector", self.export);
-            return Err(Error::new(ErrorKind::Invalid, why));
+            let (what, advice) = match &self.options.source {
+                // Nobody has heard of the export that it becomes.
+                Source::Image { path, .. } => {
+                    (format!("Image {}", path.display()), "give the path of a raw disk image")
+                }
+                Source::Export(uri) => {
+                    (format!("Export '{}' of {}", self.export, uri.address), "give another one")
+                }
+            };
+            let why = format!("{what} has less than one sector of {SECTOR} bytes");
+            return Err(Error::new(ErrorKind::Invalid, why).advise(advice));
         }
         Ok(Record {
             device: String::new(),
@@ -56,6 +65,7 @@ impl Plan<'_> {
             read_only: self.options.read_only || told.flags.contains(TransmissionFlags::READ_ONLY),
             connections: self.options.connections,
             pid,
+            root: self.options.root.clone(),
         })
     }
 }
@@ -79,6 +89,13 @@ pub(super) struct Opened {
     pub(super) image: Option<File>,
     /// The connections to a running server; none for an image, which the daemon serves.
     pub(super) sockets: Vec<OwnedFd>,
+}
+
+impl Opened {
+    /// Whether every connection to the export sees the same disk.
+    pub(super) fn is_shared(&self) -> bool {
+        self.told.is_some_and(|told| told.flags.contains(TransmissionFlags::CAN_MULTI_CONN))
+    }
 }
 
 /// Opens what is to be attached: the image, or as many connections to the export as are asked for.

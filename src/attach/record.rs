@@ -38,6 +38,8 @@ pub struct Record {
     pub connections: u32,
     /// The daemon's process number when it was started; 0 if there is none.
     pub pid: u32,
+    /// What the private root is called whose disk it is, if it is one's.
+    pub root: Option<String>,
 }
 
 impl Record {
@@ -53,6 +55,7 @@ impl Record {
             "read_only": self.read_only,
             "connections": self.connections,
             "pid": self.pid,
+            "root": self.root,
         })
     }
 
@@ -68,6 +71,7 @@ impl Record {
             read_only: value["read_only"].as_bool()?,
             connections: number("connections")?,
             pid: number("pid")?,
+            root: text("root"),
         })
     }
 }
@@ -256,6 +260,7 @@ mod tests {
             read_only: true,
             connections: 2,
             pid: 4711,
+            root: Some("kiosk".into()),
         }
     }
 

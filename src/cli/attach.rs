@@ -12,6 +12,7 @@ use memdev::net::Uri;
 use serde_json::{Value, json};
 
 use super::Failure;
+use super::command::notice;
 use super::image::ImageArg;
 use super::size::{self, human};
 
@@ -38,7 +39,7 @@ pub(crate) struct Attach {
     #[arg(long, value_name = "DEVICE", conflicts_with = "list")]
     device: Option<PathBuf>,
 
-    /// Connections to the server; more than one only of a named session
+    /// Connections to the server, or threads of an image's daemon; of a server more than one only of a named session
     #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "list",
         value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_CONNECTIONS)))]
     connections: u32,
@@ -115,6 +116,8 @@ pub(crate) fn run(args: Attach) -> Result<(), Failure> {
         program: THIS_PROGRAM.into(),
         die_with_parent: false,
         while_used: false,
+        root: None,
+        warn: notice,
     };
     let attached = attach::attach(&options)?;
     let text = if args.json {
@@ -145,6 +148,9 @@ fn show_list(state: &std::path::Path, json: bool) -> Result<(), Error> {
         let _ = write!(text, " ({}), {}, by {}", shown(&record.source), human(record.size), record.backend);
         if record.read_only {
             text.push_str(", read-only");
+        }
+        if let Some(root) = &record.root {
+            let _ = write!(text, ", for the private root {}", shown(root));
         }
         if !listed.alive {
             text.push_str(", its server is gone");

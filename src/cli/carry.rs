@@ -106,8 +106,8 @@ fn progress(far: Option<(u64, u64)>) {
     arg_required_else_help = true,
     after_help = "Examples:\n  \
         memdev run --carry /home/joe=/srv/homes/joe --user joe --login debian.img\n                                        \
-        a home directory that is there again next time\n  \
-        memdev carry status                   what is on its way, and what is in the spool\n  \
+        a home directory that is there next time\n  \
+        memdev carry status                   what is on its way, and in the spool\n  \
         memdev carry resume                   deliver what is in the spool\n  \
         memdev carry resume --identity KEY    the same of what is encrypted"
 )]
@@ -122,7 +122,7 @@ pub(crate) struct CarryCommand {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// Show what is on its way, and what is in the spool
+    /// Show what is on its way, and in the spool
     Status {
         /// Print JSON
         #[arg(long)]

@@ -35,12 +35,13 @@ use source::Sources;
         Lines begin with A (new), M (changed, and in what) or D (deleted). A renamed file is one that is deleted and one \
         that is new. That something was read, or that only a time was set, is not told.",
     after_help = "Examples:\n  \
-        memdev changes root@build-17                         what a live session has done so far\n  \
-        memdev changes nbd://localhost/root@x                of a session at rest, from anywhere\n  \
-        memdev changes x.qcow2 --base root.img               of a session that was saved\n  \
-        memdev changes root@x --diff /etc | less             what has changed within the files there\n  \
-        memdev changes root@x --tar layer.tar                the files, as a layer of an OCI image\n  \
-        memdev changes root@x --json | jq -r '.[] | select(.change == \"added\") | .path'\n\n\
+        memdev changes root@build-17              what a live session has done so far\n  \
+        memdev changes nbd://localhost/root@x     of a session at rest, from anywhere\n  \
+        memdev changes x.qcow2 --base root.img    of a session that was saved\n  \
+        memdev changes root@x --diff /etc | less  what has changed within the files\n  \
+        memdev changes root@x --tar layer.tar     the files as a layer of an OCI image\n  \
+        memdev changes root@x --json |\n      \
+            jq -r '.[] | select(.change == \"added\") | .path'\n\n\
         With --exit-code the status is that of diff: 0 nothing has changed, 1 something has, 2 it failed."
 )]
 pub(crate) struct ChangesArgs {

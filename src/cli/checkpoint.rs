@@ -13,7 +13,7 @@ use super::size::human;
         memdev checkpoint root@build-17 clean        take it\n  \
         memdev checkpoint root@build-17              list them\n  \
         memdev checkpoint root@build-17 clean --drop give it up\n\n\
-        Requests of its clients go on meanwhile; each is before the checkpoint or behind it. What a kernel or a program\n\
+        Requests of its clients go on meanwhile; each is before the checkpoint or behind it. What a kernel or a program \
         has not written yet is not in it: sync or freeze (fsfreeze) a mounted file system before.")]
 pub(crate) struct CheckpointArgs {
     /// The session, as 'memdev ps' calls it

@@ -18,9 +18,9 @@ use super::command::{CommandArgs, finish};
         runs: with the same root directory, the same processes and the same rights. It ends with the session at the latest. \
         Who is not root gets into the sessions that are its own.",
     after_help = "Examples:\n  \
-        memdev enter --list            what runs\n  \
-        memdev enter debian-3f2a9c     a shell there\n  \
-        memdev enter kiosk -- ps aux   in what was started by 'memdev run --name kiosk ...'"
+        memdev enter --list             what runs\n  \
+        memdev enter debian-3f2a9c      a shell there\n  \
+        memdev enter kiosk -- ls /tmp   in what 'run --name kiosk ...' began"
 )]
 pub(crate) struct Enter {
     /// The session's name, or the beginning of its id

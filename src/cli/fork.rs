@@ -22,7 +22,8 @@ use super::control::{ControlArgs, json};
         other and shares its memory until one of the two writes. It stays until it was used and left again for the server's \
         --linger time, or ended.",
     after_help = "Examples:\n  \
-        memdev fork debian-3f2a9c                  a shell in a copy of what 'memdev run' has made (see 'memdev enter --list')\n  \
+        memdev enter --list                        what there is to be forked\n  \
+        memdev fork debian-3f2a9c                  a shell in a copy of it\n  \
         memdev fork kiosk --name try -- make test  a command there\n  \
         memdev fork root@build-17 --id build-18    a session of a server"
 )]
@@ -100,6 +101,7 @@ fn fork_root(args: ForkArgs) -> Result<ExitCode, Failure> {
     run.hostname = args.hostname;
     run.control = args.control.path();
     run.notice = notice;
+    run.warn = notice;
     if args.dry_run {
         super::print(&run.plan().to_string())?;
         return Ok(ExitCode::SUCCESS);

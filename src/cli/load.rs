@@ -24,8 +24,8 @@ use super::{Failure, size};
         differs from the image takes memory. The session is there, under its id, when everything is in it; a load that fails \
         or is interrupted, even by SIGKILL, leaves none.",
     after_help = "Examples:\n  \
-        memdev load root x.qcow2                     what 'memdev save --base root.img' has saved\n  \
-        memdev load root x.img --id build-17         a raw image\n\n\
+        memdev load root x.qcow2              what 'save --base root.img' has saved\n  \
+        memdev load root x.img --id build-17  a raw image\n\n\
         Like one that 'memdev new' makes, the session belongs to whoever connects to it first, and stays until it was used \
         and left again for the server's --linger time, or ended."
 )]

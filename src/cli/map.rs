@@ -21,10 +21,11 @@ use memdev::net::Uri;
         its own name, NAME@ID, and is not made by that if it is not there; a plain NAME is a new session each time, in which \
         nothing is written yet.",
     after_help = "Examples:\n  \
-        memdev map root.img                        where an image has data\n  \
-        memdev map nbd://localhost/root@alice      what session 'alice' wrote, and what it sees\n  \
-        memdev map --json nbd://localhost/root@alice | jq 'map(select(.depth == 0).length) | add'\n      \
-            how many bytes it wrote\n\n\
+        memdev map root.img                      where an image has data\n  \
+        memdev map nbd://localhost/root@alice    what session 'alice' wrote and sees\n  \
+        memdev map --json nbd://localhost/root@alice |\n      \
+            jq 'map(select(.depth == 0).length) | add'\n                                           \
+        how many bytes it wrote\n\n\
         The JSON is that of 'qemu-img map --output=json': start, length, depth, present, zero, data."
 )]
 pub(crate) struct Map {

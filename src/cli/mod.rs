@@ -222,11 +222,18 @@ fn usage_line(error: &clap::Error) -> String {
         }
     }
     let typed = std::env::args_os().nth(1);
-    let subcommand = Cli::command()
-        .get_subcommands()
-        .map(|command| command.get_name().to_owned())
-        .find(|name| typed.as_ref().is_some_and(|typed| typed == name.as_str()));
-    let see = subcommand.map_or_else(String::new, |name| format!(" {name}"));
+    let cli = Cli::command();
+    let subcommand =
+        cli.get_subcommands().find(|command| typed.as_ref().is_some_and(|typed| typed == command.get_name()));
+    // What is one too many there most likely is a command's first word.
+    if error.kind() == clap::error::ErrorKind::UnknownArgument
+        && subcommand.is_some_and(|command| command.get_arguments().any(clap::Arg::is_last_set))
+        && line.starts_with("Unexpected argument '")
+        && !line.starts_with("Unexpected argument '-")
+    {
+        line.push_str("; put -- before the command");
+    }
+    let see = subcommand.map_or_else(String::new, |command| format!(" {}", command.get_name()));
     format!("{line}; see 'memdev{see} --help'")
 }
 
@@ -248,5 +255,29 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    /// On a terminal of 80 columns clap breaks what is longer, and what is broken already once more.
+    #[test]
+    fn help_is_broken_into_lines_once() {
+        fn look(command: &clap::Command) {
+            let texts = [command.get_long_about(), command.get_after_help(), command.get_after_long_help()];
+            for text in texts.into_iter().flatten().map(ToString::to_string) {
+                let mut lines = text.lines().peekable();
+                while let Some(line) = lines.next() {
+                    let name = command.get_name();
+                    if line.is_empty() {
+                        continue;
+                    }
+                    if line.starts_with(' ') {
+                        assert!(line.chars().count() <= 80, "{name}: an example is too long: {line}");
+                    } else if lines.peek().is_some_and(|next| !next.is_empty() && !next.starts_with(' ')) {
+                        assert!(line.ends_with('.'), "{name}: a line that ends within a sentence: {line}");
+                    }
+                }
+            }
+            command.get_subcommands().for_each(look);
+        }
+        look(&Cli::command());
     }
 }

@@ -12,8 +12,8 @@ use super::{Failure, size};
 #[command(after_help = "Examples:\n  \
         memdev new root --control /run/memdev/control.sock\n  \
         memdev new root --id build-17 --memory 1G\n\n\
-        The session belongs to whoever connects to it first. It stays until it was used and left again for the server's\n\
-        --linger time, or ended (memdev end). Without --id its name has 128 random bits, which is what protects it over\n\
+        The session belongs to whoever connects to it first. It stays until it was used and left again for the server's \
+        --linger time, or ended (memdev end). Without --id its name has 128 random bits, which is what protects it over \
         plain TCP.")]
 pub(crate) struct New {
     /// The image's export name, as in 'memdev serve NAME=IMAGE'

@@ -26,7 +26,8 @@ const WITHOUT_ROOT: &str = "without root: you can mount tmpfs, binds and overlay
         Exit status: that of COMMAND; 127 if there is no such command, 126 if it cannot be run, 1 if there is no copy.",
     after_help = "Examples:\n  \
         memdev ns                                  a shell; 'exit' undoes every mount\n  \
-        memdev ns -- sh -c 'mount -t tmpfs none /opt && make install'   a trial installation"
+        memdev ns -- sh -c 'mount -t tmpfs none /opt && make install'\n                                             \
+        a trial installation"
 )]
 pub(crate) struct Ns {
     /// What to run, and its arguments [default: $SHELL, or /bin/sh]

@@ -14,7 +14,7 @@ use super::control::{ControlArgs, json, sessions_table, shown};
 #[command(
     after_help = "A session is called NAME@ID, as its clients call it; one connection's own is called NAME@:NUMBER \
         here.\nIMAGE#N says that it is on the Nth file that the image was, and new sessions are on another.\nWRITTEN is \
-        what its clients have written in all, HELD what is kept of that, AWAY as much of it as is\nin the file of \
+        what its clients have written in all, HELD what is kept of that, AWAY as much of it as is in the file of \
         --overflow, and not in memory. Rates are those of the last two seconds."
 )]
 pub(crate) struct Ps {

@@ -8,7 +8,7 @@ use super::control::{ControlArgs, json};
 /// Make a live session what it was at a checkpoint
 #[derive(Args, Debug)]
 #[command(
-    after_help = "All of its connections see the old state at once. What the kernel or a virtual machine has cached of\n\
+    after_help = "All of its connections see the old state at once. What the kernel or a virtual machine has cached of \
         the device is theirs to forget: unmount before, or stop the machine."
 )]
 pub(crate) struct RollbackArgs {
@@ -31,7 +31,7 @@ pub(crate) struct RollbackArgs {
 /// Make a live session what its image is, as if nothing had been written
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Its checkpoints stay. As after 'memdev rollback', what others have cached of the device is theirs to\n\
+    after_help = "Its checkpoints stay. As after 'memdev rollback', what others have cached of the device is theirs to \
         forget."
 )]
 pub(crate) struct ResetArgs {

@@ -6,16 +6,17 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use memdev::attach::Source;
+use memdev::base::Image;
 use memdev::net::Uri;
 use memdev::root::{self, Bind, Network};
+use memdev::{Error, ErrorKind};
 
-use super::Failure;
 use super::attach::BackendArg;
 use super::carry::CarryArgs;
 use super::command::{CommandArgs, finish, notice};
 use super::image::ImageArg;
 use super::limits::LimitArgs;
-use super::size;
+use super::{Failure, contents, size};
 
 /// Run a command whose root directory is a private copy of an image
 #[derive(Args, Debug)]
@@ -27,14 +28,14 @@ use super::size;
         /dev/fuse must be open to everybody, as udev makes it); what such a session cannot do is said when it starts.\n\n\
         The files of a directory survive with --carry.\n\n\
         The exit status is the command's: 128+N if signal N ended it, 127 if there is no such program, 126 if it cannot be \
-        executed; 74 where it would be 0 but what is carried has not all been delivered.",
+        executed, 1 if it does not come to that; 74 where it would be 0 but what is carried has not all been delivered.",
     after_help = "Examples:\n  \
         memdev run debian.img                            a shell\n  \
-        memdev run debian.img -- apt-get remove -y perl  try something out; the image never knows\n  \
+        memdev run debian.img -- apt-get remove -y perl  the image never knows\n  \
         memdev run --user joe --workdir /src --bind \"$PWD:/src\" debian.img -- make\n  \
-        memdev run --session 'nbd+unix:///debian@joe?socket=/run/nbd.sock'\n                                                         \
-        a session of a server, to go on with\n  \
-        memdev run --dry-run debian.img                  what would be done, step by step"
+        memdev run --session 'nbd+unix:///debian@joe?socket=/run/nbd.sock'\n                                                   \
+        a server's session, to go on\n  \
+        memdev run --dry-run debian.img                  what would be done, in steps"
 )]
 pub(crate) struct Run {
     /// The image file (raw: ext4 or XFS), or the NBD URI of a session (NAME@ID) of a running server
@@ -114,7 +115,26 @@ pub(crate) fn run(args: Run) -> Result<ExitCode, Failure> {
         super::print(&run.plan().to_string())?;
         return Ok(ExitCode::SUCCESS);
     }
-    finish(&run.run()?)
+    let source = run.source.clone();
+    finish(&run.run().map_err(|error| not_raw(&source).unwrap_or(error))?)
+}
+
+/// That the image is no raw disk, if that is what it is: then this is why it failed, whatever else it has failed by.
+fn not_raw(source: &Source) -> Option<Error> {
+    let Source::Image { path, .. } = source else { return None };
+    let image = Image::open(path).ok()?;
+    let mut start = vec![0; contents::PROBE_SIZE];
+    start.truncate(usize::try_from(image.size()).unwrap_or(usize::MAX));
+    image.read_at(0, &mut start).ok()?;
+    let found = contents::probe(&start);
+    // A file system may have anything before it.
+    if found.iter().any(|content| matches!(content.kind, "ext2" | "ext3" | "ext4" | "xfs" | "gpt" | "dos")) {
+        return None;
+    }
+    let content = found.into_iter().find(|content| content.advice.is_some())?;
+    let (_, advice) = content.advice?.rsplit_once("; ")?;
+    let why = format!("Cannot make a root of {}, which is no raw disk ({})", path.display(), content.what);
+    Some(Error::new(ErrorKind::Unsupported, why).advise(advice))
 }
 
 fn configure(args: Run) -> Result<root::Run, Failure> {
@@ -141,6 +161,7 @@ fn configure(args: Run) -> Result<root::Run, Failure> {
     if !args.quiet {
         run.notice = notice;
     }
+    run.warn = notice;
     run.name = args.name;
     run.backend = args.backend.into();
     run.log = args.log;

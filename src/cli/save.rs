@@ -25,9 +25,9 @@ use super::progress::Bar;
         What a kernel has in its cache is not in the session yet: freeze a mounted file system first (fsfreeze), or save \
         what a power failure would leave.",
     after_help = "Examples:\n  \
-        memdev save root@x x.qcow2 --base root.img         what a live session has written so far\n  \
-        memdev save root@x x.img --format raw              all of it, sparse\n  \
-        memdev save nbd://localhost/root@x x.qcow2         of a session at rest, from anywhere"
+        memdev save root@x x.qcow2 --base root.img    what a live session has written\n  \
+        memdev save root@x x.img --format raw         all of it, sparse\n  \
+        memdev save nbd://localhost/root@x x.qcow2    of a session at rest"
 )]
 pub(crate) struct Save {
     /// The session, as 'memdev ps' calls it, or its NBD URI

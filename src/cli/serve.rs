@@ -49,10 +49,14 @@ const MAX_WORKERS: u64 = 1024;
         memdev serve golden=/srv/debian-12.raw --unix /run/memdev.sock\n      \
             as export 'golden' for this user's processes on this machine:\n      \
             nbdcopy 'nbd+unix:///golden?socket=/run/memdev.sock' copy.img\n\n  \
-        memdev serve a.img b.img --tcp '[::]:10809' --insecure --memory 16G --session-memory 2G\n      \
-            two images for a network that is trusted; all sessions may take 16 GiB, each 2 GiB\n\n  \
-        memdev serve root.img --tcp '[::]:10809' --tls-certificates /etc/pki/memdev --tls-verify-peer\n      \
-            encrypted, and only for clients with a certificate; look with: nbdinfo nbds://HOST/root\n\n\
+        memdev serve a.img b.img --tcp '[::]:10809' --insecure \\\n          \
+                --memory 16G --session-memory 2G\n      \
+            two images for a network that is trusted; all sessions may take 16 GiB,\n      \
+            each 2 GiB\n\n  \
+        memdev serve root.img --tcp '[::]:10809' \\\n          \
+                --tls-certificates /etc/pki/memdev --tls-verify-peer\n      \
+            encrypted, and only for clients with a certificate; look with:\n      \
+            nbdinfo nbds://HOST/root\n\n\
         Sizes are bytes, or have a unit: 64K, 512M, 8G, 1.5T (all binary, K is 1024).\n\
         Durations have a unit, too: 500ms, 30s, 2m, 1h."
 )]

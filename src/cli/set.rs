@@ -12,7 +12,7 @@ use super::{Failure, size};
         memdev set root@build-17 --memory 2G\n  \
         memdev set root@build-17 --iops 500 --bandwidth 20M\n  \
         memdev set root@build-17 --iops none\n\n\
-        A limit below what the session has already takes nothing from it: it can still overwrite and trim, and write\n\
+        A limit below what the session has already takes nothing from it: it can still overwrite and trim, and write \
         elsewhere once it has less than the limit. What is asked for beyond a cap waits, and does not fail.")]
 #[group(id = "changes", required = true, multiple = true, args = ["memory", "iops", "bandwidth"])]
 pub(crate) struct Set {

@@ -15,7 +15,7 @@ use super::size::human;
 #[derive(Args, Debug)]
 #[command(
     after_help = "Times are from when a request had arrived to when the kernel was given its reply, rounded up to a \
-        power of two\nof microseconds."
+        power of two of microseconds."
 )]
 pub(crate) struct Stat {
     /// The session, as 'memdev ps' calls it; without, the server

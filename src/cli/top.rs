@@ -16,7 +16,7 @@ use super::{Failure, duration};
 #[derive(Args, Debug)]
 #[command(
     after_help = "Ends with Ctrl-C. In a terminal it shows as many sessions as there is room for; elsewhere all of \
-        them,\none table after the other, or with --json one line of JSON each time."
+        them, one table after the other, or with --json one line of JSON each time."
 )]
 pub(crate) struct Top {
     /// How long to wait in between

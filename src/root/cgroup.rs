@@ -258,7 +258,9 @@ impl Cgroup {
         match &self.swappable {
             Some(why) if limits.swap == Swap::Never => {
                 let why = format!("Cannot promise that nothing is swapped out: {why}");
-                Err(Error::new(ErrorKind::Unsupported, why).advise("see --swap"))
+                // Whatever there is to swap to at this moment: somebody may turn some on later.
+                Err(Error::new(ErrorKind::Unsupported, why)
+                    .advise("use --swap avoid, which does what can be done"))
             }
             _ => Ok(()),
         }

@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::pty::OpenptFlags;
 use rustix::termios::{OptionalActions, Winsize};
 use serde_json::{Value, json};
 
 use super::account::{self, Account, Stranger};
 use super::{child, ids};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, plain};
 
 /// What is to be run inside.
 #[derive(Clone, Debug)]
@@ -87,15 +88,21 @@ impl<'a> Ready<'a> {
         Ok(Some((master, slave)))
     }
 
-    /// Becomes the command. Returns only if that fails.
-    pub(super) fn execute(&self, terminal: Option<BorrowedFd<'_>>) -> io::Error {
-        match self.prepare(terminal) {
-            Ok(mut command) => command.exec(),
+    /// Becomes the command. Returns only if that fails: what people are told, and the exit status.
+    pub(super) fn execute(&self, terminal: Option<BorrowedFd<'_>>) -> Value {
+        let error = match self.become_user(terminal) {
+            Ok(()) => match self.go_to_directory() {
+                Ok(()) => self.command().exec(),
+                Err(error) => return json!({ "trouble": error.to_string(), "status": 1 }),
+            },
             Err(error) => error,
-        }
+        };
+        let what = self.order.command.first().map_or_else(|| "the shell".into(), PathBuf::from);
+        let why = format!("Cannot run {}: {}", what.display(), plain(&error));
+        json!({ "trouble": why, "status": status_of(&error) })
     }
 
-    fn prepare(&self, terminal: Option<BorrowedFd<'_>>) -> io::Result<Command> {
+    fn become_user(&self, terminal: Option<BorrowedFd<'_>>) -> io::Result<()> {
         // It leads a session already where it was started as one.
         let _ = rustix::process::setsid();
         if let Some(terminal) = terminal {
@@ -108,7 +115,10 @@ impl<'a> Ready<'a> {
             // To change users has undone it.
             child::end_with_parent()?;
         }
-        self.go_to_directory()?;
+        Ok(())
+    }
+
+    fn command(&self) -> Command {
         let (program, arguments) = match self.order.command.split_first() {
             Some((program, arguments)) => (program.as_os_str(), arguments),
             None => (self.account.shell.as_os_str(), &[][..]),
@@ -125,7 +135,7 @@ impl<'a> Ready<'a> {
             name.push(Path::new(program).file_name().unwrap_or(program));
             command.arg0(name);
         }
-        Ok(command)
+        command
     }
 
     fn set_descriptors(&self, terminal: Option<BorrowedFd<'_>>) -> io::Result<()> {
@@ -150,16 +160,19 @@ impl<'a> Ready<'a> {
         Ok(())
     }
 
-    fn go_to_directory(&self) -> io::Result<()> {
-        match self.order.workdir {
-            Some(directory) => Ok(rustix::process::chdir(directory)?),
-            None if self.order.login => {
-                // A user without a home directory may still log in.
-                rustix::process::chdir(&self.account.home).or_else(|_| rustix::process::chdir("/"))?;
-                Ok(())
-            }
-            None => Ok(rustix::process::chdir("/")?),
+    fn go_to_directory(&self) -> Result<()> {
+        let home = Path::new(&self.account.home);
+        // A user without a home directory may still log in.
+        if self.order.workdir.is_none() && self.order.login && rustix::process::chdir(home).is_ok() {
+            return Ok(());
         }
+        let directory = self.order.workdir.unwrap_or(Path::new("/"));
+        rustix::process::chdir(directory).map_err(|error| {
+            Error::io("Cannot begin in", error).on_path(directory).advise(match error {
+                Errno::NOENT => "make it, or give another --workdir",
+                _ => "give another --workdir",
+            })
+        })
     }
 
     fn environment(&self) -> Vec<(OsString, OsString)> {
@@ -189,13 +202,8 @@ impl<'a> Ready<'a> {
 }
 
 /// The exit status of shells for a program that could not be executed.
-pub(super) fn status_of(error: &io::Error) -> u8 {
+fn status_of(error: &io::Error) -> u8 {
     if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 }
-}
-
-/// What the command is called in a message.
-pub(super) fn shown(order: &Order<'_>) -> PathBuf {
-    order.command.first().map_or_else(|| "the shell".into(), PathBuf::from)
 }
 
 /// Whether a standard descriptor is `/dev/null`.

@@ -62,15 +62,15 @@ pub(super) struct Disk {
 }
 
 impl Disk {
-    /// Attaches what `run` is to have as its root.
+    /// Attaches what `run`, which is called `name`, is to have as its root.
     ///
     /// # Errors
     /// What attaching says; `Unsupported` if what is on the device cannot be a root.
-    pub(super) fn attach(run: &Run, signals: &Signals) -> Result<Self> {
+    pub(super) fn attach(run: &Run, name: &str, signals: &Signals) -> Result<Self> {
         let (attached, original) = match &run.of {
-            None => (attach::attach(&options(run))?, None),
+            None => (attach::attach(&options(run, name))?, None),
             Some(of) => {
-                let (attached, original) = Original::fork(run, of, signals)?;
+                let (attached, original) = Original::fork(run, name, of, signals)?;
                 (attached, Some(original))
             }
         };
@@ -104,8 +104,8 @@ impl Disk {
     ///
     /// # Errors
     /// As [`Tree::serve`].
-    pub(super) fn serve(run: &Run, ids: &Ids) -> Result<Self> {
-        let Tree { mount, read_only, server, keeper } = Tree::serve(run, &options(run), ids)?;
+    pub(super) fn serve(run: &Run, name: &str, ids: &Ids) -> Result<Self> {
+        let Tree { mount, read_only, server, keeper } = Tree::serve(run, &options(run, name), ids)?;
         Ok(Self::with(run, Medium::Tree(mount), read_only, (None, keeper, Some(server))))
     }
 
@@ -180,7 +180,7 @@ pub(super) struct Original {
 
 impl Original {
     /// Forks the disk of `of` while its file system stands still.
-    fn fork(run: &Run, of: &Session, signals: &Signals) -> Result<(Attached, Self)> {
+    fn fork(run: &Run, name: &str, of: &Session, signals: &Signals) -> Result<(Attached, Self)> {
         let gone = || Error::new(ErrorKind::NotFound, "The session has just ended").on(&of.name);
         let init = of.process().ok_or_else(gone)?;
         let root = freeze::root_of(of.init)?;
@@ -194,9 +194,9 @@ impl Original {
             })
         };
         let (attached, source) = match &run.source {
-            Source::Image { .. } => (attach::fork(&options(run), &of.attachment, &mut still)?, None),
+            Source::Image { .. } => (attach::fork(&options(run, name), &of.attachment, &mut still)?, None),
             Source::Export(uri) => {
-                let (attached, uri) = fork_of_server(run, uri, &mut still)?;
+                let (attached, uri) = fork_of_server(run, name, uri, &mut still)?;
                 (attached, Some(uri))
             }
         };
@@ -205,7 +205,12 @@ impl Original {
 }
 
 /// A fork of a server's session, by the server.
-fn fork_of_server(run: &Run, uri: &Uri, still: attach::AtThatMoment<'_>) -> Result<(Attached, Uri)> {
+fn fork_of_server(
+    run: &Run,
+    name: &str,
+    uri: &Uri,
+    still: attach::AtThatMoment<'_>,
+) -> Result<(Attached, Uri)> {
     if !uri.export.contains('@') {
         let why = format!("A session that belongs to one connection cannot be forked: {uri}");
         return Err(Error::new(ErrorKind::Unsupported, why).advise("run a named one, NAME@ID"));
@@ -226,13 +231,13 @@ fn fork_of_server(run: &Run, uri: &Uri, still: attach::AtThatMoment<'_>) -> Resu
     })?;
     let export = made.unwrap_or_default();
     let uri = Uri { export, ..uri.clone() };
-    let attached = attach::attach(&Options { source: Source::Export(uri.clone()), ..options(run) })?;
+    let attached = attach::attach(&Options { source: Source::Export(uri.clone()), ..options(run, name) })?;
     server.change(&uri.export, &Change { held: Some(false), ..Change::default() })?;
     Ok((attached, uri))
 }
 
 /// How it is attached.
-fn options(run: &Run) -> Options {
+fn options(run: &Run, name: &str) -> Options {
     Options {
         source: run.source.clone(),
         device: None,
@@ -250,6 +255,8 @@ fn options(run: &Run) -> Options {
         // Who carries needs it after the launcher, if that is killed; it ends with both.
         die_with_parent: run.carrying.carries.is_empty(),
         while_used: true,
+        root: Some(name.to_owned()),
+        warn: run.warn,
     }
 }
 

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use signal_hook::consts::{SIGHUP, SIGWINCH};
 
 use super::account::Stranger;
-use super::command::{self, Order, Ready};
+use super::command::{Order, Ready};
 use super::launcher::{AFTER_HANG_UP, OF_TERMINALS, catch, may_begin};
 use super::limits::Swap;
 use super::record::{Session, sessions, started};
@@ -21,7 +21,7 @@ use super::signals::Signals;
 use super::terminal::{self, Relay};
 use super::{Ended, Network, cgroup, child, cores, door, ids, init, privileges};
 use crate::attach::control;
-use crate::error::{Error, ErrorKind, Result, plain};
+use crate::error::{Error, ErrorKind, Result};
 use crate::sys;
 
 /// What is to be run in a private root that runs already.
@@ -265,9 +265,8 @@ impl Inside<'_> {
         let (outer, inner) = terminal.unzip();
         say(&json!({}), &outer.iter().map(AsFd::as_fd).collect::<Vec<_>>()).map_err(failed)?;
         drop(outer);
-        let error = ready.execute(inner.as_ref().map(AsFd::as_fd));
-        let why = format!("Cannot run {}: {}", command::shown(self.order).display(), plain(&error));
-        say(&json!({ "trouble": why, "status": command::status_of(&error) }), &[]).map_err(failed)
+        let told = ready.execute(inner.as_ref().map(AsFd::as_fd));
+        say(&told, &[]).map_err(failed)
     }
 }
 

@@ -15,14 +15,14 @@ use rustix::thread::UnshareFlags;
 use serde_json::{Value, json};
 use signal_hook::consts::SIGCHLD;
 
-use super::command::{self, Ready, Size};
+use super::command::{Ready, Size};
 use super::launcher::World;
 use super::plan::Step;
 use super::signals::Signals;
 use super::talk::{self, Yield};
 use super::{Network, child, copies, places, privileges};
 use crate::attach::control;
-use crate::error::{Error, ErrorKind, Result, plain};
+use crate::error::{Error, ErrorKind, Result};
 use crate::sys;
 
 /// The exit status when it was the launcher that ended.
@@ -129,9 +129,7 @@ impl Init<'_> {
         let ready = Ready::new(&order)?;
         let (outer, inner) = ready.terminal(size)?.unzip();
         let (command, trouble) = start(&ready, inner.as_ref())?;
-        if let Some(error) = trouble {
-            let why = format!("Cannot run {}: {}", command::shown(&order).display(), plain(&error));
-            let told = json!({ "trouble": why, "status": command::status_of(&error) });
+        if let Some(told) = trouble {
             return Ok((told, Vec::new()));
         }
         self.command = Some(command);
@@ -201,21 +199,21 @@ impl Init<'_> {
     }
 }
 
-/// Starts the command; says why, if it cannot be executed.
-pub(super) fn start(ready: &Ready<'_>, terminal: Option<&OwnedFd>) -> Result<(Pid, Option<io::Error>)> {
+/// Starts the command; gives what is to be told, if it cannot be executed.
+fn start(ready: &Ready<'_>, terminal: Option<&OwnedFd>) -> Result<(Pid, Option<Value>)> {
     let failed = |error| Error::io("Cannot start the command", error);
     let (mut told, tell) = io::pipe().map_err(failed)?;
     let command = child::start_alone(|| {
         let mut tell = tell.try_clone()?;
         // The pipe is closed when it is another program.
-        let error = ready.execute(terminal.map(AsFd::as_fd));
-        write!(tell, "{}", error.raw_os_error().unwrap_or(libc::EINVAL))
+        let told = ready.execute(terminal.map(AsFd::as_fd));
+        write!(tell, "{told}")
     })
     .map_err(failed)?;
     drop(tell);
     let mut text = String::new();
     told.read_to_string(&mut text).map_err(failed)?;
-    Ok((command, text.parse().ok().map(io::Error::from_raw_os_error)))
+    Ok((command, serde_json::from_str(&text).ok()))
 }
 
 /// An exit status as shells have it.

@@ -275,10 +275,13 @@ impl Launcher<'_> {
             Step::WriteDown => self.written = Some(Written::new(self.run)?),
             Step::MakeCgroup => self.make_cgroup()?,
             Step::Attach if self.run.ordinary => {
-                self.disk = Some(Disk::serve(self.run, self.ids.as_ref().ok_or_else(out_of_order)?)?);
+                let ids = self.ids.as_ref().ok_or_else(out_of_order)?;
+                let name = &self.written.as_ref().ok_or_else(out_of_order)?.session.name;
+                self.disk = Some(Disk::serve(self.run, name, ids)?);
             }
             Step::Attach => {
-                let disk = Disk::attach(self.run, self.signals)?;
+                let name = &self.written.as_ref().ok_or_else(out_of_order)?.session.name;
+                let disk = Disk::attach(self.run, name, self.signals)?;
                 let source = disk.original.as_ref().and_then(|original| original.source.as_ref());
                 let source = source.map(ToString::to_string);
                 let written = self.written.as_mut().ok_or_else(out_of_order)?;

@@ -122,6 +122,8 @@ pub struct Run {
     holds: bool,
     /// Is told, in a line for people, what such a session cannot do, before it begins.
     pub notice: fn(&str),
+    /// Is told, in a line for people, if its disk is a session that somebody else on this machine may write to as well.
+    pub warn: fn(&str),
     /// What [`Enter`] knows it by; without it one that is made up.
     pub name: Option<String>,
     /// How the kernel gets to the data.
@@ -179,6 +181,7 @@ impl Run {
             of: None,
             holds: false,
             notice: |_| {},
+            warn: |_| {},
             name: None,
             backend: Backend::Auto,
             attachments: directory(crate::attach::DIRECTORY),

@@ -195,10 +195,11 @@ fn copy_bind(bind: &Bind, first_id: Option<u32>, by_roots_links: bool) -> Result
     let mut attributes = NODEV | NOSUID;
     attributes.set(RDONLY, bind.read_only);
     let mount = if by_roots_links {
-        let source = reach::open(&reach::without_links(&bind.source)?, OFlags::PATH).map_err(failed)?;
+        let source = reach::open(&reach::without_links(&bind.source)?, OFlags::PATH)
+            .map_err(|error| mounts::cannot_bind(&bind.source, error))?;
         mounts::copy_opened(source.as_fd(), &bind.source, attributes)?
     } else {
-        mounts::copy_with(&bind.source, true, attributes)?
+        mounts::bind(&bind.source, attributes)?
     };
     let Some(first_id) = first_id else { return Ok(mount) };
     // Of what was copied: by now something else may have the name.

@@ -120,9 +120,13 @@ pub(super) fn image(
 /// # Errors
 /// What the kernel says.
 pub(super) fn copy(path: &Path, recursive: bool) -> Result<OwnedFd> {
+    clone(path, recursive).map_err(|error| Error::io("Cannot copy the mount of", error).on_path(path))
+}
+
+fn clone(path: &Path, recursive: bool) -> Result<OwnedFd, Errno> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
-    open_tree(CWD, path, flags).map_err(|error| Error::io("Cannot copy the mount of", error).on_path(path))
+    open_tree(CWD, path, flags)
 }
 
 /// A copy of what is seen at `path`, with these attributes in addition.
@@ -130,13 +134,32 @@ pub(super) fn copy(path: &Path, recursive: bool) -> Result<OwnedFd> {
 /// # Errors
 /// What the kernel says.
 pub(super) fn copy_with(path: &Path, recursive: bool, attributes: MountAttrFlags) -> Result<OwnedFd> {
-    let mount = copy(path, recursive)?;
+    with(copy(path, recursive)?, path, recursive, attributes)
+}
+
+fn with(mount: OwnedFd, path: &Path, recursive: bool, attributes: MountAttrFlags) -> Result<OwnedFd> {
     sys::mount::set_attributes(mount.as_fd(), recursive, attributes, MountAttrFlags::empty(), None)
         .map_err(|error| Error::io("Cannot set the attributes of", error).on_path(path))?;
     Ok(mount)
 }
 
-/// The same, with what is mounted below it, of what is open already and was at `path`.
+/// What somebody wants to have seen elsewhere: a copy of `path` and of what is mounted below it, with these attributes in
+/// addition.
+///
+/// # Errors
+/// What the kernel says, in words for who named the path.
+pub(super) fn bind(path: &Path, attributes: MountAttrFlags) -> Result<OwnedFd> {
+    let mount = clone(path, true).map_err(|error| cannot_bind(path, error))?;
+    with(mount, path, true, attributes)
+}
+
+/// That `path` cannot be seen elsewhere.
+pub(super) fn cannot_bind(path: &Path, error: Errno) -> Error {
+    let cannot = Error::io("Cannot bind", error).on_path(path);
+    if error == Errno::NOENT { cannot.advise("make it, or bind another path") } else { cannot }
+}
+
+/// The same as [`bind`] of what is open already and was at `path`.
 ///
 /// # Errors
 /// What the kernel says.
@@ -149,11 +172,8 @@ pub(super) fn copy_opened(
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_RECURSIVE
         | OpenTreeFlags::AT_EMPTY_PATH;
-    let mount = open_tree(opened, "", flags)
-        .map_err(|error| Error::io("Cannot copy the mount of", error).on_path(path))?;
-    sys::mount::set_attributes(mount.as_fd(), true, attributes, MountAttrFlags::empty(), None)
-        .map_err(|error| Error::io("Cannot set the attributes of", error).on_path(path))?;
-    Ok(mount)
+    let mount = open_tree(opened, "", flags).map_err(|error| cannot_bind(path, error))?;
+    with(mount, path, true, attributes)
 }
 
 /// Gives what is mounted at `path` these attributes in addition.

@@ -102,6 +102,8 @@ fn options(state: &State, image: &Image) -> Options {
         program: env!("CARGO_BIN_EXE_memdev").into(),
         die_with_parent: false,
         while_used: false,
+        root: None,
+        warn: |_| {},
     }
 }
 

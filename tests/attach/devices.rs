@@ -77,6 +77,59 @@ fn a_named_session_is_found_again() {
     server.stop();
 }
 
+/// The copy of an image is a named session of the daemon's, which may be used by several connections as any other.
+#[test]
+fn an_image_is_served_over_as_many_connections_as_are_asked_for() {
+    let state = State::new();
+    let image = Image::random(state.path("disk.img"), 4 * MIB, 2);
+    let disk = state.attach(text(&image.path), &["--connections", "3"]);
+    assert_eq!(disk.listed()["connections"], 3);
+    let threads = fs::read_dir(format!("/proc/{}/task", disk.daemon())).expect("the daemon runs").flatten();
+    let names = threads.filter_map(|thread| fs::read_to_string(thread.path().join("comm")).ok());
+    assert_eq!(names.filter(|name| name.trim_end() == "replies").count(), 3);
+    let data = Random::new(4).bytes(MIB);
+    disk.write(MIB, &data);
+    assert!(disk.read(MIB, 1 << 20) == data);
+    disk.detach();
+    state.assert_empty();
+}
+
+/// Mounted twice a file system breaks, and said nothing until it had.
+#[test]
+fn who_attaches_a_session_a_second_time_is_warned() {
+    let state = State::new();
+    let image = Image::empty(state.path("disk.img"), MIB);
+    let server = Server::of(&image);
+    let session = uri(&server, "disk@m");
+    let again = |what: &str, args: &[&str]| {
+        let mut command = state.command("attach");
+        let output =
+            command.args(["--backend", "fuse", what]).args(args).output().expect("memdev can be run");
+        assert!(output.status.success(), "{}", said(&output));
+        let device = String::from_utf8(output.stdout).expect("text");
+        assert!(state.output("detach", &[device.trim_end()]).status.success());
+        String::from_utf8(output.stderr).expect("text")
+    };
+    assert_eq!(again(&session, &[]), "", "nobody else has it");
+    let disk = state.attach(&session, &[]);
+    let line = format!(
+        "memdev: {session} has {} already, and a file system that both write to breaks; attach one of them with --read-only, or \
+         a fork of the session ('memdev fork disk@m')\n",
+        disk.text()
+    );
+    assert_eq!(again(&session, &[]), line);
+    assert_eq!(again(&session, &["--read-only"]), "", "it only looks");
+    for other in ["disk@n", "disk"] {
+        assert_eq!(again(&uri(&server, other), &[]), "", "{other} is another disk");
+    }
+    disk.detach();
+    let disk = state.attach(&session, &["--read-only"]);
+    assert_eq!(again(&session, &[]), "", "the other one only looks");
+    disk.detach();
+    state.assert_empty();
+    server.stop();
+}
+
 #[test]
 fn a_read_only_device_refuses_writes() {
     let state = State::new();
@@ -190,10 +243,13 @@ fn what_cannot_be_attached_is_one_line_and_leaves_nothing() {
     let server = Server::of(&image);
     let none = format!("nbd+unix:///disk?socket={}", state.path("none").display());
     let missing = text(&state.path("missing.img")).to_owned();
+    // Nobody has named an export here.
+    let too_small = format!("Image {} has less than one sector of 512 bytes", tiny.path.display());
+    let too_small = too_small + "; give the path of a raw disk image";
     for (args, why) in [
         (vec![missing.as_str()], "no such file or directory; give the path of a readable raw disk image"),
         (vec!["/dev/null"], "neither a regular file nor a block device"),
-        (vec![text(&tiny.path)], "has less than one sector"),
+        (vec![text(&tiny.path)], too_small.as_str()),
         (vec![none.as_str()], "check that a server is running there"),
         (vec![&uri(&server, "nosuch")], "there is no such export"),
         (vec![&uri(&server, "disk"), "--connections", "2"], "name a session, as NAME@ID"),

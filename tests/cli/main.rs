@@ -148,6 +148,12 @@ fn a_wrong_command_line_is_one_line_and_status_2() {
         (&["run", "x.img", "--bind", "/a:b"], "write SRC:DST or SRC:DST:ro"),
         (&["run", "x.img", "--net", "bridge"], "possible values: none, host"),
         (&["run", "--session", "x.img"], "'x.img' is no URI"),
+        (
+            &["run", "x.img", "ls", "-l"],
+            "Unexpected argument 'ls' found; put -- before the command; see 'memdev run --help'",
+        ),
+        (&["enter", "box", "ls"], "Unexpected argument 'ls' found; put -- before the command"),
+        (&["run", "x.img", "--nosuch"], "Unexpected argument '--nosuch' found"),
         (&["enter"], "required arguments were not provided: <SESSION>"),
         (&["generate", "jokes", "."], "possible values: man, completions"),
     ] {

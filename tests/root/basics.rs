@@ -89,8 +89,14 @@ fn user_directory_and_host_name_are_chosen() {
         "memdev: The image has no user 'nosuchuser'; give one of its names, or a number\n"
     );
     assert_eq!(output.status.code(), Some(1));
+    // It is not the program that is missing, so the statuses of shells are not for this.
     let output = place.attempt(&["--workdir", "/no/such"], "true");
-    assert_eq!(output.status.code(), Some(127), "{}", said(&output));
+    let line =
+        "memdev: Cannot begin in /no/such: no such file or directory; make it, or give another --workdir\n";
+    assert_eq!((output.status.code(), &*said(&output)), (Some(1), line));
+    let output = place.attempt(&["--workdir", "/root", "--user", "www-data"], "true");
+    let line = "memdev: Cannot begin in /root: permission denied; give another --workdir\n";
+    assert_eq!((output.status.code(), &*said(&output)), (Some(1), line));
 }
 
 #[test]
@@ -120,7 +126,8 @@ fn directories_and_files_of_the_host_are_seen_where_asked_for() {
     assert_eq!(place.sh(&options, script), "refused\nrefused\n");
 
     let output = place.attempt(&["--bind", "/no/such:/x"], "true");
-    assert!(said(&output).contains("Cannot copy the mount of /no/such"), "{}", said(&output));
+    let line = "memdev: Cannot bind /no/such: no such file or directory; make it, or bind another path\n";
+    assert_eq!(said(&output), line);
 }
 
 #[test]
@@ -166,6 +173,15 @@ fn what_cannot_be_a_root_is_refused() {
     let output = place.memdev("run", &["--backend", "fuse", zeroes.to_str().unwrap()]).output().unwrap();
     assert!(said(&output).contains("No file system that can be a root is on"), "{}", said(&output));
     assert_eq!(output.status.code(), Some(1));
+    // Who has an image of another kind is told what to do with it.
+    let qcow2 = place.path("small.qcow2");
+    fs::write(&qcow2, [&b"QFI\xfb\0\0\0\x03"[..], &[0; 8192]].concat()).unwrap();
+    let output = place.memdev("run", &["--backend", "fuse", qcow2.to_str().unwrap()]).output().unwrap();
+    let line =
+        format!("memdev: Cannot make a root of {}, which is no raw disk (qcow2 image)", qcow2.display());
+    assert!(said(&output).starts_with(&line), "{}", said(&output));
+    assert!(said(&output).contains("; convert it first: qemu-img convert -O raw"), "{}", said(&output));
+    assert_eq!((output.status.code(), said(&output).lines().count()), (Some(1), 1));
     // From a directory that is open one would get to the rest of the host.
     let output = place.run(&[], &["true"]).stdin(fs::File::open("/").unwrap()).output().unwrap();
     assert!(said(&output).contains("Descriptor 0 is a directory"), "{}", said(&output));

@@ -54,6 +54,11 @@ fn its_status_is_the_commands() {
     let missing = enter(&["/no/such"]);
     assert_eq!(missing.status.code(), Some(127));
     assert!(said(&missing).starts_with("memdev: Cannot run /no/such"), "{}", said(&missing));
+    let mut nowhere = place.memdev("enter", &["box", "--workdir", "/no/such", "--", "id"]);
+    let nowhere = nowhere.output().expect("memdev can be run");
+    let line =
+        "memdev: Cannot begin in /no/such: no such file or directory; make it, or give another --workdir\n";
+    assert_eq!((nowhere.status.code(), &*said(&nowhere)), (Some(1), line));
     assert_eq!(said(&enter(&["id", "-un"])), "www-data\n");
     let list = place.memdev("enter", &["--list"]).output().unwrap();
     assert!(said(&list).starts_with("box: "), "{}", said(&list));

@@ -220,7 +220,9 @@ fn what_cannot_be_had_is_refused_in_a_line() {
     refused(&["--pids-limit", "1"], 2, "1 is not in 2..");
     refused(&["--memory-limit", "1M"], 1, "A session does not start in less than 4 MiB of memory");
     if !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
-        refused(&["--swap", "never"], 1, "Cannot promise that nothing is swapped out: version 1");
+        let line = "Cannot promise that nothing is swapped out: version 1 of control groups cannot keep a group from it; \
+            use --swap avoid";
+        refused(&["--swap", "never"], 1, line);
     }
     let plan = place.run(&["--dry-run", "--pids-limit", "9", "--memory-limit", "64M"], &[]).output().unwrap();
     let expected = "make a control group for its processes: at most 9 processes, at most 67108864 bytes of memory, no swap";

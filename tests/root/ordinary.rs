@@ -1,7 +1,7 @@
 //! Private roots of an ordinary user: the same command line, and the same inside, by FUSE.
 
 use std::fs;
-use std::os::unix::fs::{FileExt, MetadataExt, chown};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown};
 use std::process::{Command, Output, Stdio};
 
 use rustix::process::Signal;
@@ -48,6 +48,19 @@ fn what_cannot_be_done_is_said_at_start() {
     let text = String::from_utf8(alone.attempt(&[], "true").stderr).unwrap();
     assert!(text.contains("root is the only user") && text.contains("usermod --add-subuids"), "{text}");
     assert_eq!(text.lines().count(), 1, "{text}");
+}
+
+#[test]
+fn a_fuse_device_that_is_closed_is_to_be_opened() {
+    let place = Place::of_user(true);
+    let mode = |mode| fs::set_permissions(place.path("fuse"), fs::Permissions::from_mode(mode)).unwrap();
+    mode(0o600);
+    let output = place.attempt(&["-q"], "true");
+    let line = "memdev: Cannot open /dev/fuse: permission denied; open it to everybody, as udev does: 'chmod 666 /dev/fuse' \
+        as root\n";
+    assert_eq!((output.status.code(), &*said(&output)), (Some(1), line));
+    mode(0o666);
+    assert!(place.attempt(&["-q"], "true").status.success());
 }
 
 #[test]
@@ -230,6 +243,29 @@ fn a_partition_of_a_disk() {
     );
     assert!(said(&attempt("3")).contains("partition"), "{}", said(&attempt("3")));
     place.assert_empty();
+}
+
+#[test]
+fn a_session_that_another_root_writes_to_is_warned_of() {
+    let place = Place::of_user(true);
+    let copy = Image::empty(place.path("debian.img"), fs::metadata(image()).unwrap().len());
+    run("cp", ["--sparse=always".as_ref(), image().as_os_str(), copy.path.as_os_str()]);
+    let server = Serve::image(&copy).args(["--unix-mode", "666"]).start();
+    let session = uri(&server, "debian@m");
+    let options = ["-q", "--session", &session, "--name"];
+    let begin = ["kiosk", "--", "sh", "-c", "echo ready; sleep 1000"];
+    let running = place.begin(place.memdev("run", &[&options[..], &begin].concat()));
+    // Whether fuse2fs takes what is mounted already is its own business.
+    let output = place.memdev("run", &[&options[..], &["other", "--", "true"]].concat()).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        text.starts_with(&format!("memdev: {session} has the private root kiosk already, and")),
+        "{text}"
+    );
+    kill(&running.launcher(), Signal::TERM);
+    running.finish();
+    place.assert_empty();
+    server.stop();
 }
 
 #[test]

@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use super::machine::{Place, image};
+use rustix::process::Signal;
+
+use super::machine::{Place, image, kill};
 use crate::interop_support::{run, said, uri};
 use crate::support::Image;
 use crate::support::server::Serve;
@@ -39,6 +41,46 @@ fn a_named_session_is_gone_on_with() {
     let copy = place.path("copy.img");
     run("nbdcopy", [session.as_ref(), copy.as_os_str()]);
     run("e2fsck", ["-fn".as_ref(), copy.as_os_str()]);
+    server.stop();
+}
+
+/// Two kernels, or one twice, that write to one disk break its file system.
+#[test]
+fn a_session_that_somebody_else_writes_to_is_warned_of() {
+    let place = Place::new();
+    let server = Serve::image(&debian(&place)).start();
+    let session = uri(&server, "debian@m");
+    let attachments = place.state().join("attach");
+    let attach = |subcommand: &str, args: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_memdev"));
+        command.arg(subcommand).arg("--state").arg(&attachments).args(args);
+        let output = command.output().expect("memdev can be run");
+        assert!(output.status.success(), "{}", said(&output));
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let warning = |who: &str| {
+        format!(
+            "memdev: {session} has {who} already, and a file system that both write to breaks; attach one"
+        )
+    };
+    let run = ["--backend", "fuse", "--name", "kiosk", "--session", &session, "--", "sh", "-c"];
+
+    let (device, _) = attach("attach", &["--backend", "fuse", &session]);
+    // That is not for -q to keep quiet.
+    let output = place.memdev("run", &[&["-q"], &run[..], &["true"]].concat()).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let text = said(&output);
+    assert!(text.starts_with(&warning(device.trim_end())) && text.lines().count() == 1, "{text}");
+    attach("detach", &[device.trim_end()]);
+
+    let running = place.begin(place.memdev("run", &[&run[..], &["echo ready; sleep 1000"]].concat()));
+    let (device, text) = attach("attach", &["--backend", "fuse", &session]);
+    assert!(text.starts_with(&warning("the private root kiosk")) && text.lines().count() == 1, "{text}");
+    assert!(attach("attach", &["--list"]).0.contains(", for the private root kiosk; "));
+    attach("detach", &[device.trim_end()]);
+    kill(&running.launcher(), Signal::TERM);
+    running.finish();
+    place.assert_empty();
     server.stop();
 }
 

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
 };
@@ -27,7 +28,12 @@ impl Detached {
     /// The kernel has no FUSE, or this process may not mount.
     pub(crate) fn new() -> Result<Self> {
         let requests = File::options().read(true).write(true).open("/dev/fuse").map_err(|error| {
-            Error::io("Cannot open /dev/fuse", error).advise("run 'modprobe fuse' as root")
+            let advice = match Errno::from_io_error(&error) {
+                // It is there, and closed to this user: root is not asked for modes.
+                Some(Errno::ACCESS) => "open it to everybody, as udev does: 'chmod 666 /dev/fuse' as root",
+                _ => "run 'modprobe fuse' as root",
+            };
+            Error::io("Cannot open /dev/fuse", error).advise(advice)
         })?;
         let mount = mount(&requests).map_err(|error| {
             Error::io("Cannot mount a FUSE file system", io::Error::from(error))

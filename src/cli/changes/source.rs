@@ -134,6 +134,9 @@ impl Sources {
                 program: THIS_PROGRAM.into(),
                 die_with_parent: true,
                 while_used: false,
+                root: None,
+                // One of the two only reads.
+                warn: |_| {},
             };
             Mounted::attach(&options, partition, side)
         };
