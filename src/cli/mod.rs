@@ -10,7 +10,6 @@ mod carry;
 mod changes;
 mod checkpoint;
 mod command;
-mod contents;
 mod control;
 mod detach;
 mod end;

@@ -52,6 +52,10 @@ fn info_warns_of_images_that_are_not_raw() {
     let text = String::from_utf8(memdev().arg("info").arg(&path).output().unwrap().stdout).unwrap();
     assert!(text.contains("note: this looks like a qcow2 image; it would be served as raw bytes"), "{text}");
     assert!(text.contains("qemu-img convert -O raw"), "{text}");
+    let json = memdev().args(["info", "--json"]).arg(&path).output().unwrap().stdout;
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    let advice = json["contents"][0]["advice"].as_str().unwrap();
+    assert!(advice.starts_with("it would be served as raw bytes; convert it first: qemu-img"), "{advice}");
 }
 
 #[test]
