@@ -217,7 +217,12 @@ fn usage_line(error: &clap::Error) -> String {
             line.push_str(chars.as_str());
         } else {
             line.push_str("; ");
-            line.push_str(paragraph.strip_prefix("tip: ").unwrap_or(&paragraph));
+            line.push_str(match paragraph.strip_prefix("tip: ") {
+                // clap's is how to give it as an operand.
+                Some(_) if is_below_zero(error) => "no size, number or duration can be negative",
+                Some(tip) => tip,
+                None => &paragraph,
+            });
         }
     }
     let typed = std::env::args_os().nth(1);
@@ -227,6 +232,17 @@ fn usage_line(error: &clap::Error) -> String {
         .find(|name| typed.as_ref().is_some_and(|typed| typed == name.as_str()));
     let see = subcommand.map_or_else(String::new, |name| format!(" {name}"));
     format!("{line}; see 'memdev{see} --help'")
+}
+
+/// Whether the argument that was not expected is a number, as for an option that takes none like that.
+fn is_below_zero(error: &clap::Error) -> bool {
+    use clap::error::{ContextKind, ContextValue};
+    match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(arg)) => {
+            arg.strip_prefix('-').is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_digit()))
+        }
+        _ => false,
+    }
 }
 
 /// Writes a command's output to stdout. A reader that has seen enough (`| head`) is no failure.

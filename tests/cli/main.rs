@@ -116,7 +116,16 @@ fn a_wrong_command_line_is_one_line_and_status_2() {
         (&["serve", "x.img", "--memory", "lots"], "'--memory <SIZE>': not a size; write one as 512M"),
         (&["serve", "x.img", "--memory", "16E"], "too large"),
         (&["serve", "x.img", "--memory", "12MB"], "write M or MiB"),
-        (&["serve", "x.img", "--memory", "-1"], "'-1'"),
+        (
+            &["serve", "x.img", "--memory", "-1"],
+            "Unexpected argument '-1' found; no size, number or duration can be negative; see 'memdev serve",
+        ),
+        (&["serve", "x.img", "--memory=-1"], "a size cannot be negative"),
+        (
+            &["serve", "x.img", "--memory", "0"],
+            "--memory 0 is too little: one session with one block takes 5.3 KiB",
+        ),
+        (&["serve", "x.img", "--memory", "1M", "--block-size", "1M"], "--memory 1048576 is too little"),
         (&["serve", "x.img", "--session-memory", "1.5"], "a byte has no fractions"),
         (&["serve", "x.img", "--block-size", "5000"], "power of two from 4K to 1M"),
         (&["serve", "x.img", "--block-size", "512"], "power of two from 4K to 1M"),
@@ -128,6 +137,15 @@ fn a_wrong_command_line_is_one_line_and_status_2() {
         (&["serve", "x.img", "--tcp", "localhost:http"], "No port number"),
         (&["serve", "x.img", "--confine", "none"], "possible values: auto, require, off"),
         (&["serve", "x.img", "--unix", ""], "A value is required for '--unix <PATH>'"),
+        (
+            &["serve", "x.img", "--unix", "/s", "--unix", "/s"],
+            "--unix /s is given twice; leave one of the two away",
+        ),
+        (&["serve", "x.img", "--tcp", "127.0.0.1:9", "--tcp", "127.0.0.1:9"], "127.0.0.1:9 is given twice"),
+        (
+            &["serve", "x.img", "--unix", "/s", "--control", "/s"],
+            "/s is given with --unix and with --control; choose two paths",
+        ),
         (&["serve", "x.img", "--unix", &long], "has 108 bytes and may have 107; use a shorter one"),
         (&["serve", "=x.img"], "the export name is empty"),
         (&["serve", "x="], "no image after 'x='"),

@@ -144,7 +144,7 @@ fn every_call_of_the_document_is_answered_as_it_says() {
     call("/v1/sessions", "POST", "/v1/sessions", "", 403);
     call(FORK, "POST", "/v1/sessions/base@used/fork", "", 403);
     // Two workers' worth of memory is all there is: not even a session has room.
-    let tight = House::with(&["--memory", "4096"]);
+    let tight = House::with(&["--memory", "6K"]);
     tight.create(r#"{"id":"x"}"#);
     let fill = |path: &str, named: bool| {
         let body = |turn| if named { format!(r#"{{"name":"{turn}"}}"#) } else { String::new() };
