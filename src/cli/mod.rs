@@ -53,7 +53,6 @@ use memdev::duration;
     name = "memdev",
     version,
     arg_required_else_help = true,
-    disable_help_subcommand = true,
     max_term_width = 100,
     long_about = "Private, in-memory, copy-on-write block devices over one shared image, served by NBD.\n\n\
         Every client gets a writable block device of its own that starts as a copy of the image. What it writes is kept \
