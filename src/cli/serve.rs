@@ -54,7 +54,7 @@ const MAX_WORKERS: u64 = 1024;
         memdev serve root.img --tcp '[::]:10809' --tls-certificates /etc/pki/memdev --tls-verify-peer\n      \
             encrypted, and only for clients with a certificate; look with: nbdinfo nbds://HOST/root\n\n\
         Sizes are bytes, or have a unit: 64K, 512M, 8G, 1.5T (all binary, K is 1024).\n\
-        Durations have a unit, too: 500ms, 30s, 2m, 1h."
+        Durations are seconds, or have a unit: 500ms, 30s, 2m, 1h."
 )]
 pub(crate) struct Serve {
     /// Image files, each named by its file stem or by NAME; the first is also the empty export

@@ -81,6 +81,19 @@ fn info_of_a_server_that_is_not_there_is_one_line() {
 }
 
 #[test]
+fn what_is_no_file_may_have_been_meant_as_something_else() {
+    for subcommand in ["info", "map"] {
+        let line = failure(memdev().args([subcommand, "http://x"]), 1);
+        assert!(line.starts_with("Unknown scheme in URI 'http://x'; there are nbd, nbd+unix"), "{line}");
+        let line = failure(memdev().args([subcommand, "root@x"]), 1);
+        assert!(line.contains("root@x: no such file or directory; name a session by its URI"), "{line}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("root@x"), [1; 4096]).unwrap();
+    memdev().args(["info", "root@x"]).current_dir(dir.path()).assert().success();
+}
+
+#[test]
 fn info_of_what_is_no_nbd_server_is_one_line() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let uri = format!("nbd://{}", listener.local_addr().unwrap());
