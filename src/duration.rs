@@ -14,7 +14,7 @@ pub fn parse(text: &str) -> Result<Duration, String> {
     let (number, unit) = text.split_at(unit_at);
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     if whole.is_empty() || fraction.contains('.') || number.ends_with('.') || fraction.len() > 9 {
-        return Err("not a duration; write one as 30s, 500ms, 2m or 1h".to_owned());
+        return Err("not a duration; write one as 30s, 500ms, 2m, 1h or 30 (seconds)".to_owned());
     }
     let nanos_per_unit: u128 = match unit {
         "ms" => 1_000_000,
@@ -64,7 +64,7 @@ mod tests {
     #[test]
     fn what_is_no_duration_says_why() {
         for (text, why) in [
-            ("", "not a duration"),
+            ("", "not a duration; write one as 30s, 500ms, 2m, 1h or 30 (seconds)"),
             ("s", "not a duration"),
             ("-1s", "not a duration"),
             ("1.s", "not a duration"),

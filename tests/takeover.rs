@@ -425,6 +425,41 @@ fn a_handshake_goes_on_with_the_other_server() {
     assert!(first.wait().success(), "{:#?}", first.log());
 }
 
+/// An old server that nobody could reach any more once stayed for ever, for a session that nobody had entered yet.
+#[test]
+fn who_is_left_behind_by_two_servers_ends_with_its_last_client() {
+    let place = Place::new();
+    let mut first = place.first(&["--linger", "1h"]);
+    place.memdev(&["new", "base", "--id", "awaited"]);
+    drop(place.client("base@left"));
+    let mut old = place.client("base@old");
+    old.write(0, &[1; 4096]);
+    let mut second = place.next(&["--linger", "1h"]);
+    let mut newer = place.client("base@newer");
+    let mut third = place.next(&["--linger", "1h"]);
+    wait_until("all are where they were", || names(&place.json(&["ps"])).len() == 4);
+    third.signal(Signal::TERM);
+    assert!(third.wait().success());
+    assert!(!place.path("nbd").exists() && !place.path("control").exists());
+    for server in [&mut first, &mut second] {
+        let line = format!(
+            "any more: it ends when the last who is connected has left, or by 'kill {}'",
+            server.pid()
+        );
+        server.wait_for_line(&line, 1);
+    }
+    // Who is there stays.
+    thread::sleep(Duration::from_millis(1500));
+    assert_eq!(old.read(0, 4096), [1; 4096]);
+    newer.write(0, &[2; 4096]);
+    drop(newer);
+    assert!(second.wait().success(), "{:#?}", second.log());
+    first.assert_alive();
+    assert_eq!(old.read(0, 4096), [1; 4096]);
+    drop(old);
+    assert!(first.wait().success(), "{:#?}", first.log());
+}
+
 /// The raw way, as a program of another make would go it.
 #[test]
 fn the_api_says_what_it_does_not_take() {

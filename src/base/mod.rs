@@ -5,6 +5,7 @@
 //! image for new sessions, while old sessions keep the old bytes. Nothing here writes, and nothing here reads the mapping
 //! in user space (see [`crate::sys`]).
 
+pub mod contents;
 mod extents;
 mod residency;
 
@@ -12,6 +13,7 @@ pub use extents::{Extents, Run};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::{KernelSpan, Mapping};
+use contents::Content;
 use residency::Residency;
 use rustix::fs::OFlags;
 use rustix::io::ReadWriteFlags;
@@ -187,6 +189,32 @@ impl Image {
         self.file.read_exact_at(data, offset)
     }
 
+    /// What it seems to hold. For people; may wait for the disk.
+    ///
+    /// # Errors
+    /// As [`Image::read_at`].
+    pub fn contents(&self) -> io::Result<Vec<Content>> {
+        self.contents_by(contents::PROBE_SIZE)
+    }
+
+    /// The same, by so many bytes at its start.
+    fn contents_by(&self, bytes: usize) -> io::Result<Vec<Content>> {
+        let mut start = vec![0; bytes];
+        start.truncate(usize::try_from(self.size).unwrap_or(usize::MAX));
+        self.read_at(0, &mut start)?;
+        Ok(contents::probe(&start))
+    }
+
+    /// Says in the log if it seems to be no raw disk: nobody would find a file system on what is served.
+    fn say_if_not_raw(&self) {
+        // If it cannot be read, those who need it will say so.
+        for content in self.contents_by(contents::ADVICE_SIZE).unwrap_or_default() {
+            let Content { what, advice: Some(advice), .. } = content else { continue };
+            let path = self.path.display();
+            tracing::warn!("{path} looks like a {what}, and is served as the raw bytes that it is; {advice}");
+        }
+    }
+
     /// Whether all data of `range` was seen in memory, so that a read of it does not wait for a disk. Holes count as
     /// seen. Cheap, and only a hint: the kernel may drop a page at any time.
     #[must_use]
@@ -329,6 +357,7 @@ impl Source {
     pub fn open(name: &str, path: &Path) -> Result<Self> {
         let path = absolute(path)?;
         let image = Arc::new(Image::open(&path)?);
+        image.say_if_not_raw();
         Ok(Self {
             name: name.to_owned(),
             now: Mutex::new(Now { path, image, is_followed: true }),
@@ -405,6 +434,7 @@ impl Source {
             Some(file) => Image::of(file, &path)?,
             None => Image::open(&path)?,
         };
+        image.say_if_not_raw();
         let there = std::fs::metadata(&path).map(|metadata| Identity::of(&metadata));
         let mut now = self.now();
         now.is_followed = there.is_ok_and(|there| there == image.identity);

@@ -382,8 +382,8 @@ impl<N: Clone + Eq + Hash> Walk<N> {
             return Ok(());
         }
         let whose = if is_before { "the base" } else { "the session" };
-        let message = "The file system is damaged (a directory is in several places) of";
-        Err(Error::new(ErrorKind::Invalid, message).on(whose).advise("check a copy of it with e2fsck"))
+        let message = format!("The file system of {whose} is damaged: a directory is in several places");
+        Err(Error::new(ErrorKind::Invalid, message).advise("check a copy of it with e2fsck"))
     }
 
     fn remember_both(&mut self, before: (N, &Stat), now: (N, &Stat)) -> Result<()> {

@@ -60,7 +60,10 @@ impl Raw {
     /// # Errors
     /// There is none, or it cannot be read.
     pub fn open(path: &Path) -> Result<Self> {
-        let failed = |error| Error::io("Cannot open image", error).on_path(path);
+        let failed = |error| {
+            let error = Error::io("Cannot open image", error).on_path(path);
+            error.advise("give the path of a readable raw disk image")
+        };
         let mut file = File::open(path).map_err(failed)?;
         // A block device has no length but where its end is.
         let size = file.seek(SeekFrom::End(0)).map_err(failed)?;

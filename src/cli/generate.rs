@@ -42,15 +42,13 @@ pub(crate) fn run(args: &Generate) -> Result<()> {
 }
 
 fn man(directory: &Path) -> std::io::Result<()> {
-    let mut command = Cli::command();
+    // A page would say that there is one about 'help'.
+    let mut command = Cli::command().disable_help_subcommand(true);
     command.build();
     let pages = std::iter::once(&command).chain(command.get_subcommands().filter(|sub| !sub.is_hide_set()));
     for command in pages {
         // `build` gives a subcommand the display name `memdev-serve`.
         let name = command.get_display_name().unwrap_or(command.get_name()).to_owned();
-        if command.get_name() == "help" {
-            continue;
-        }
         let mut page = Vec::new();
         clap_mangen::Man::new(command.clone()).title(name.to_uppercase()).render(&mut page)?;
         fs::write(directory.join(format!("{name}.1")), page)?;

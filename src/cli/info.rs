@@ -3,13 +3,13 @@
 mod image;
 mod server;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
 use clap::Args;
-use memdev::Result;
 use memdev::net::Uri;
 use memdev::proto::BlockSizes;
+use memdev::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 
 /// Show what an image holds, or what a server offers
@@ -33,9 +33,24 @@ pub(crate) struct Info {
 pub(crate) fn run(args: &Info) -> Result<()> {
     let text = match args.what.to_str().filter(|text| Uri::looks_like(text)) {
         Some(uri) => server::show(&uri.parse()?, args.json)?,
-        None => image::show(Path::new(&args.what), args.json)?,
+        None => image::show(Path::new(&args.what), args.json).map_err(|error| explain(&args.what, error))?,
     };
     super::print(&text)
+}
+
+/// What to say of `what`, at which there is no file: it may have been meant as something else.
+pub(super) fn explain(what: &OsStr, error: Error) -> Error {
+    let Some(text) = what.to_str().filter(|_| error.kind() == ErrorKind::NotFound) else { return error };
+    if text.contains("://") {
+        // It says which scheme is not known.
+        return text.parse::<Uri>().err().unwrap_or(error);
+    }
+    if text.contains('@') && !text.contains('/') {
+        return error.advise(
+            "name a session by its URI, as nbd+unix:///NAME@ID?socket=PATH; 'memdev stat NAME@ID' tells what it does",
+        );
+    }
+    error
 }
 
 /// Size constraints as a line of text has them.

@@ -79,6 +79,7 @@ pub(crate) fn run(args: Load) -> Result<(), Failure> {
         Kind::Qcow2 => Format::Qcow2,
         Kind::Raw => Format::Raw,
     });
+    super::new::check_image(&args.image)?;
     let saved = Saved::open(&args.file, format)?;
     let interruption = Interruption::watch()?;
     let made = make(saved, &args, &mut || interruption.check());

@@ -41,7 +41,10 @@ pub(crate) struct Map {
 pub(crate) fn run(args: &Map) -> Result<()> {
     let extents = match args.what.to_str().filter(|text| Uri::looks_like(text)) {
         Some(uri) => server::extents(&uri.parse()?)?,
-        None => image::extents(Path::new(&args.what))?,
+        None => {
+            let what = Path::new(&args.what);
+            image::extents(what).map_err(|error| super::info::explain(&args.what, error))?
+        }
     };
     super::print(&if args.json { extents.to_json() } else { extents.to_text() })
 }

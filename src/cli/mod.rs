@@ -10,7 +10,6 @@ mod carry;
 mod changes;
 mod checkpoint;
 mod command;
-mod contents;
 mod control;
 mod detach;
 mod end;
@@ -54,7 +53,6 @@ use memdev::duration;
     name = "memdev",
     version,
     arg_required_else_help = true,
-    disable_help_subcommand = true,
     max_term_width = 100,
     long_about = "Private, in-memory, copy-on-write block devices over one shared image, served by NBD.\n\n\
         Every client gets a writable block device of its own that starts as a copy of the image. What it writes is kept \
@@ -218,7 +216,12 @@ fn usage_line(error: &clap::Error) -> String {
             line.push_str(chars.as_str());
         } else {
             line.push_str("; ");
-            line.push_str(paragraph.strip_prefix("tip: ").unwrap_or(&paragraph));
+            line.push_str(match paragraph.strip_prefix("tip: ") {
+                // clap's is how to give it as an operand.
+                Some(_) if is_below_zero(error) => "no size, number or duration can be negative",
+                Some(tip) => tip,
+                None => &paragraph,
+            });
         }
     }
     let typed = std::env::args_os().nth(1);
@@ -235,6 +238,17 @@ fn usage_line(error: &clap::Error) -> String {
     }
     let see = subcommand.map_or_else(String::new, |command| format!(" {}", command.get_name()));
     format!("{line}; see 'memdev{see} --help'")
+}
+
+/// Whether the argument that was not expected is a number, as for an option that takes none like that.
+fn is_below_zero(error: &clap::Error) -> bool {
+    use clap::error::{ContextKind, ContextValue};
+    match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(arg)) => {
+            arg.strip_prefix('-').is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_digit()))
+        }
+        _ => false,
+    }
 }
 
 /// Writes a command's output to stdout. A reader that has seen enough (`| head`) is no failure.

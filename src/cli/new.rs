@@ -3,6 +3,7 @@
 use clap::Args;
 use memdev::control::model::{NewSession, SessionDetail};
 use memdev::session::SessionId;
+use memdev::{Error, ErrorKind, Result};
 
 use super::control::{ControlArgs, json};
 use super::{Failure, size};
@@ -42,6 +43,7 @@ pub(crate) struct New {
 }
 
 pub(crate) fn run(args: New) -> Result<(), Failure> {
+    check_image(&args.image)?;
     let mut client = args.control.connect()?;
     let wanted = NewSession {
         image: Some(args.image),
@@ -53,6 +55,15 @@ pub(crate) fn run(args: New) -> Result<(), Failure> {
     let made = client.create(&wanted)?;
     let text = if args.json { json(&made)? } else { uri(&made) };
     Ok(super::print(&text)?)
+}
+
+/// Refuses the name of a session where an image's belongs. The server does too, in the words of its API.
+pub(super) fn check_image(name: &str) -> Result<()> {
+    if name.contains('@') {
+        let error = Error::new(ErrorKind::NotFound, "No such export").on(name);
+        return Err(error.advise("give the image's name, and the session's id with --id"));
+    }
+    Ok(())
 }
 
 /// The line that scripts read: where to connect to.

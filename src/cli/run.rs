@@ -16,7 +16,7 @@ use super::carry::CarryArgs;
 use super::command::{CommandArgs, finish, notice};
 use super::image::ImageArg;
 use super::limits::LimitArgs;
-use super::{Failure, contents, size};
+use super::{Failure, size};
 
 /// Run a command whose root directory is a private copy of an image
 #[derive(Args, Debug)]
@@ -122,18 +122,13 @@ pub(crate) fn run(args: Run) -> Result<ExitCode, Failure> {
 /// That the image is no raw disk, if that is what it is: then this is why it failed, whatever else it has failed by.
 fn not_raw(source: &Source) -> Option<Error> {
     let Source::Image { path, .. } = source else { return None };
-    let image = Image::open(path).ok()?;
-    let mut start = vec![0; contents::PROBE_SIZE];
-    start.truncate(usize::try_from(image.size()).unwrap_or(usize::MAX));
-    image.read_at(0, &mut start).ok()?;
-    let found = contents::probe(&start);
+    let found = Image::open(path).ok()?.contents().ok()?;
     // A file system may have anything before it.
     if found.iter().any(|content| matches!(content.kind, "ext2" | "ext3" | "ext4" | "xfs" | "gpt" | "dos")) {
         return None;
     }
-    let content = found.into_iter().find(|content| content.advice.is_some())?;
-    let (_, advice) = content.advice?.rsplit_once("; ")?;
-    let why = format!("Cannot make a root of {}, which is no raw disk ({})", path.display(), content.what);
+    let (what, advice) = found.iter().find_map(|content| Some((content.what, content.advice?)))?;
+    let why = format!("Cannot make a root of {}, which is no raw disk ({what})", path.display());
     Some(Error::new(ErrorKind::Unsupported, why).advise(advice))
 }
 

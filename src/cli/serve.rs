@@ -18,7 +18,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use memdev::Result;
 use memdev::handshake::Knobs;
 use memdev::net::Address;
-use memdev::overlay::BlockSize;
+use memdev::overlay::{BlockSize, least_memory};
 use memdev::session::Caps;
 use memdev::worker::{LockMemory, Memory, Server, ServerConfig, default_budget};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -58,7 +58,7 @@ const MAX_WORKERS: u64 = 1024;
             encrypted, and only for clients with a certificate; look with:\n      \
             nbdinfo nbds://HOST/root\n\n\
         Sizes are bytes, or have a unit: 64K, 512M, 8G, 1.5T (all binary, K is 1024).\n\
-        Durations have a unit, too: 500ms, 30s, 2m, 1h."
+        Durations are seconds, or have a unit: 500ms, 30s, 2m, 1h."
 )]
 pub(crate) struct Serve {
     /// Image files, each named by its file stem or by NAME; the first is also the empty export
@@ -80,7 +80,7 @@ pub(crate) struct Serve {
     /// Keep what sessions write out of swap: where the system lets it be, or the server does not start, or not at all
     ///
     /// Locked memory is limited (ulimit -l, LimitMEMLOCK=) but for root, who may also be root until --user. With `auto` the
-    /// server says in one line if the limit is too low for all of --memory.
+    /// server says in one line if the limit is too low for all of --memory, and the machine has swap.
     #[arg(long, value_name = "auto|require|off", value_enum, default_value_t, hide_possible_values = true)]
     lock_memory: When,
 
@@ -153,6 +153,8 @@ pub(crate) struct Serve {
 
 pub(crate) fn run(args: Serve) -> Result<(), Failure> {
     image::check_distinct(&args.images).map_err(Failure::Usage)?;
+    args.ways.check_distinct().map_err(Failure::Usage)?;
+    args.check_memory().map_err(Failure::Usage)?;
     // First of all, while there are neither threads nor descriptors of our own.
     let inherited = args.ways.take_inherited()?;
     let notifier = Notifier::from_environment();
@@ -207,6 +209,18 @@ pub(crate) fn run(args: Serve) -> Result<(), Failure> {
 }
 
 impl Serve {
+    /// Refuses so little that every client would be told to wait for others.
+    fn check_memory(&self) -> Result<(), String> {
+        let least = least_memory(self.block_size);
+        match self.memory {
+            Some(memory) if memory < least => Err(format!(
+                "--memory {memory} is too little: one session with one block takes {} ({least} bytes); give more, as 512M",
+                size::human(least)
+            )),
+            _ => Ok(()),
+        }
+    }
+
     fn into_config(self, ways_in: WaysIn, tls: Tls) -> ServerConfig {
         let cpus = || std::thread::available_parallelism().map_or(1, NonZero::get);
         let all = Knobs::default();

@@ -33,6 +33,8 @@ const MOST_HEAD: usize = 64 << 10;
 /// Bytes of the body of a response.
 const MOST_BODY: u64 = 1 << 30;
 
+const HOW_TO_REACH: &str = "give the path that the server was started with: memdev serve --control PATH";
+
 /// A connection to the control socket of a server.
 #[derive(Debug)]
 pub struct Client {
@@ -48,12 +50,23 @@ impl Client {
     /// # Errors
     /// Nobody listens there, or only others may connect.
     pub fn connect(path: &Path) -> Result<Self> {
+        let is_none = || {
+            std::fs::metadata(path)
+                .is_ok_and(|metadata| !std::os::unix::fs::FileTypeExt::is_socket(&metadata.file_type()))
+        };
         let failed = |error: std::io::Error| {
             let advice = match error.kind() {
                 std::io::ErrorKind::PermissionDenied => {
                     "only the server's own user, and root, may control it"
                 }
-                _ => "give the path that the server was started with: memdev serve --control PATH",
+                _ => HOW_TO_REACH,
+            };
+            let error = match error.kind() {
+                // What the kernel says of any file.
+                std::io::ErrorKind::ConnectionRefused if is_none() => {
+                    std::io::Error::other("it is no socket")
+                }
+                _ => error,
             };
             Error::io("Cannot reach the control socket", error).on_path(path).advise(advice)
         };
@@ -325,7 +338,7 @@ impl Client {
     fn strange(&self, why: &str) -> Error {
         let message =
             format!("What answers at {} is no memdev server of this version: {why}", self.path.display());
-        Error::new(ErrorKind::Protocol, message)
+        Error::new(ErrorKind::Protocol, message).advise(HOW_TO_REACH)
     }
 }
 

@@ -201,8 +201,16 @@ impl Succession {
                 self.share_memory(subject);
             }
             (Side::After, Some(after)) => {
-                tracing::warn!("The server that took this one's place has ended");
+                tracing::warn!(
+                    "The server that took this one's place has ended, and nobody can reach this one any more: it ends when the \
+                     last who is connected has left, or by 'kill {}'",
+                    std::process::id()
+                );
                 after.bridge = None;
+                // Nor can anybody reach the server before, which is told so by this.
+                self.before = None;
+                subject.registry.forget_all_before();
+                self.heard = State::default();
             }
             (Side::After, None) => {}
         }
@@ -327,7 +335,6 @@ impl Succession {
             sessions: count(subject.registry.tally().all()),
             memory,
         };
-        let is_before = self.before.is_some();
         let Some(After { bridge, ends, .. }) = &mut self.after else { return };
         let mut is_over = ends.is_some_and(|ends| ends <= Instant::now());
         match bridge {
@@ -335,7 +342,11 @@ impl Succession {
             Some(bridge) => {
                 bridge.send(&Message::State(state), None);
             }
-            None => is_over |= !is_before && state.connections == 0 && state.sessions == 0,
+            // Not before whoever was still handed over has had some time to come in.
+            None => {
+                subject.registry.become_unreachable();
+                is_over |= state.connections == 0 && state.sessions == 0;
+            }
         }
         if is_over {
             subject.house.is_done();

@@ -82,11 +82,12 @@ impl Saved {
     /// # Errors
     /// It cannot be read, is no file, or is a kind of qcow2 that is not read here.
     pub fn open(path: &Path, format: Option<Format>) -> Result<Self> {
-        let failed = |error| Error::io("Cannot read", error).on_path(path);
+        const HOW: &str = "give the path of a saved image, qcow2 or raw";
+        let failed = |error| Error::io("Cannot read", error).on_path(path).advise(HOW);
         // Looked at before it is opened: opening a FIFO would wait for a writer.
         let kind = std::fs::metadata(path).map_err(failed)?.file_type();
         if !kind.is_file() {
-            return Err(Error::new(ErrorKind::Invalid, "Not a file:").on_path(path));
+            return Err(Error::new(ErrorKind::Invalid, "Not a file:").on_path(path).advise(HOW));
         }
         let file = File::open(path).map_err(failed)?;
         let mut magic = [0; 4];

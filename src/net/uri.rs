@@ -57,6 +57,10 @@ impl FromStr for Uri {
             Error::new(ErrorKind::Invalid, format!("{why} in URI '{text}'"))
                 .advise("write nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH")
         };
+        let unknown = || {
+            invalid("Unknown scheme")
+                .advise("there are nbd, nbd+unix, nbd+vsock, and the same with nbds for TLS")
+        };
         let (scheme, rest) = text.split_once("://").ok_or_else(|| invalid("No '://'"))?;
         let rest = rest.split('#').next().unwrap_or_default();
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
@@ -72,7 +76,7 @@ impl FromStr for Uri {
         let secure = match secure {
             "nbd" => false,
             "nbds" => true,
-            _ => return Err(invalid("Unknown scheme")),
+            _ => return Err(unknown()),
         };
         let mut socket = None;
         let mut tls = TlsParameters::default();
@@ -121,7 +125,7 @@ impl FromStr for Uri {
                     _ => return Err(invalid("Something other than the numbers CID:PORT")),
                 }
             }
-            _ => return Err(invalid("Unknown scheme")),
+            _ => return Err(unknown()),
         };
         Ok(Self { address, export, tls: secure.then_some(tls) })
     }
@@ -233,7 +237,7 @@ mod tests {
     fn what_is_no_nbd_uri_is_refused() {
         for (text, why) in [
             ("/run/s", "No '://'"),
-            ("http://x/", "Unknown scheme"),
+            ("http://x/", "Unknown scheme in URI 'http://x/'; there are nbd, nbd+unix, nbd+vsock"),
             ("nbd:///x", "No host"),
             ("nbd+unix:///x", "No 'socket='"),
             ("nbd+unix:///x?socket=", "No 'socket='"),

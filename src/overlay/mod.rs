@@ -457,6 +457,12 @@ impl Overlay {
     }
 }
 
+/// The smallest limit of a server under which a session can hold a block. Less is of no use to anybody.
+#[must_use]
+pub fn least_memory(block: BlockSize) -> u64 {
+    Budget::SESSION + tree::BRANCH_COST + tree::Node::COST + leaf::Leaf::COST + block.bytes()
+}
+
 fn within_leaf(block: u64) -> usize {
     #[allow(clippy::cast_possible_truncation, reason = "below 512")]
     let within = (block % LEAF_BLOCKS as u64) as usize;

@@ -41,6 +41,24 @@ fn block_sizes_are_powers_of_two_within_limits() {
 }
 
 #[test]
+fn the_least_memory_is_what_one_block_of_one_session_takes() {
+    for block in [BlockSize::DEFAULT, BlockSize::new(1 << 20).unwrap()] {
+        let least = least_memory(block);
+        for (limit, expected) in [(least, Ok(())), (least - 1, Err(ErrorKind::OutOfSpace))] {
+            let pool = Pool::new(64 << 20, block).unwrap();
+            let mut magazine = Magazine::new(Arc::clone(&pool));
+            let budget = Budget::within(&Budget::total(limit), limit).unwrap();
+            let overlay = Overlay::new(100_000, pool, budget);
+            assert_eq!(
+                overlay.write(70_000, &vec![7; block.in_memory()], &mut magazine),
+                expected,
+                "{limit}"
+            );
+        }
+    }
+}
+
+#[test]
 fn ranges_are_split_at_leaves() {
     let split: Vec<_> = per_leaf(510..1030).collect();
     assert_eq!(split, [(0, 510..512), (1, 0..512), (2, 0..6)]);

@@ -4,7 +4,7 @@
 //! it is called `IMAGE@:SERIAL`, which no client can ask for.
 
 use super::housekeeper::Chore;
-use super::registry::{taken, unknown};
+use super::registry::{ASK_FOR_IMAGES, taken, unknown};
 use super::{Count, Registry, Session, SessionId, Totals};
 use crate::base::Source;
 use crate::error::{Error, ErrorKind, Result};
@@ -249,7 +249,7 @@ impl Registry {
     pub fn image(&self, name: &str) -> Result<&Source> {
         let none = || Error::new(ErrorKind::NotFound, "No such image:").on(name);
         let found = self.sources().iter().find(|source| source.name() == name);
-        found.ok_or_else(|| none().advise("'memdev image list' lists the images"))
+        found.ok_or_else(|| none().advise(ASK_FOR_IMAGES))
     }
 
     /// Calls the session `name` by another id from now on. Who is in it stays, and its URIs are others.

@@ -4,6 +4,7 @@
 //! a server that gives way makes none at all from then on.
 
 use super::Registry;
+use super::housekeeper::Chore;
 use crate::base::Source;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handshake::Side;
@@ -19,6 +20,8 @@ pub(super) struct Handover {
     before: Mutex<HashSet<String>>,
     /// Changed under the lock on the named sessions.
     gives_way: AtomicBool,
+    /// The server that has taken this one's place is gone, and with it every way to come in here.
+    is_unreachable: AtomicBool,
 }
 
 impl Registry {
@@ -55,6 +58,17 @@ impl Registry {
     #[must_use]
     pub fn gives_way(&self) -> bool {
         self.handover.gives_way.load(Ordering::Acquire)
+    }
+
+    /// Ends the sessions that nobody is in, whatever their linger time, and from now on every other one with its last connection:
+    /// nobody can come in any more.
+    pub fn become_unreachable(&self) {
+        self.handover.is_unreachable.store(true, Ordering::Relaxed);
+        self.give(Chore::Look);
+    }
+
+    pub(super) fn is_unreachable(&self) -> bool {
+        self.handover.is_unreachable.load(Ordering::Relaxed)
     }
 
     /// All sessions that clients may come back to, those of the server before included, as `IMAGE@ID`.

@@ -79,19 +79,21 @@ impl Registry {
         }
     }
 
-    /// Ends the named sessions that nobody is in for longer than the linger time; returns the time to the next end.
+    /// Ends the named sessions that nobody is in for longer than the linger time, or at all where nobody can come back; returns the
+    /// time to the next end.
     pub(super) fn end_idle(&self, now: Instant) -> Option<Duration> {
+        let is_unreachable = self.is_unreachable();
         let mut ended = Vec::new();
         let mut next: Option<Duration> = None;
         let mut named = self.named();
         named.retain(|_, (session, _)| {
             let attached = session.attached();
             let Attached { lines, left, awaited, .. } = &*attached;
-            if !lines.is_empty() || *awaited {
+            if !lines.is_empty() || (*awaited && !is_unreachable) {
                 return true;
             }
             let remaining = (*left + self.limits.linger).saturating_duration_since(now);
-            if remaining.is_zero() {
+            if remaining.is_zero() || is_unreachable {
                 ended.push(Arc::clone(session));
                 return false;
             }

@@ -206,7 +206,16 @@ impl Registry {
     /// # Errors
     /// `NotFound` when there is no such image, `Invalid` when nobody's session can be called so.
     pub(super) fn key(&self, name: &str) -> Result<Key> {
-        let Wanted { index, id, must_exist, .. } = self.look_up(name)?;
+        let Wanted { index, id, must_exist, .. } =
+            self.look_up(name).map_err(|error| match error.kind() {
+                // An id without its image is what is most easily taken for a name.
+                ErrorKind::NotFound if !name.contains('@') => {
+                    let error = Error::new(ErrorKind::NotFound, "No such session:").on(name);
+                    error.advise("write IMAGE@ID; 'memdev ps' lists the sessions")
+                }
+                ErrorKind::NotFound => error.advise(ASK_FOR_IMAGES),
+                _ => error,
+            })?;
         let none = || Error::new(ErrorKind::Invalid, "Not the name of a session:").on(name).advise(ASK);
         Ok((index, id.filter(|_| !must_exist).ok_or_else(none)?))
     }
@@ -435,6 +444,8 @@ pub(super) fn taken(name: &str) -> Error {
 }
 
 const ASK: &str = "'memdev ps' lists the sessions";
+
+pub(super) const ASK_FOR_IMAGES: &str = "'memdev image list' lists the images";
 
 fn no_memory(kind: ErrorKind) -> Error {
     Error::new(kind, "Nearly all of the server's memory is used, so there are no new sessions")

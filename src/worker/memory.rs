@@ -7,9 +7,14 @@ use std::path::Path;
 /// and for programs. In bytes.
 #[must_use]
 pub fn default_budget() -> u64 {
+    available() / 2
+}
+
+/// The machine's memory, or what this process' control groups leave it, in bytes.
+pub(super) fn available() -> u64 {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let limit = limits(&groups, Path::new("/sys/fs/cgroup")).min();
-    machine().min(limit.unwrap_or(u64::MAX)) / 2
+    machine().min(limit.unwrap_or(u64::MAX))
 }
 
 fn machine() -> u64 {

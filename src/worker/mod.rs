@@ -179,9 +179,11 @@ impl Server {
         ready: impl FnOnce(&Self) -> Result<()>,
     ) -> Result<Self> {
         sys::heap::keep_little();
-        let Memory { limit, pool, buffers } = memory;
+        let Memory { limit, pool, buffers, warnings } = memory;
         let sources =
             config.images.iter().map(|(name, path)| Source::open(name, path)).collect::<Result<Vec<_>>>()?;
+        // Not before: of a server without images nothing is of interest but that.
+        warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         let count = buffers.len();
         // A worker has its epoll and its bell. An image may be replaced, and then is open twice for a while.
         // The control thread has its socket, two bells and two bridges.

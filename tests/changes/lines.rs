@@ -181,7 +181,13 @@ fn what_is_damaged_is_said_in_one_line() {
     // A directory that leads to itself.
     edited.edit("ln /etc /etc/again\n");
     let (said, status) = trouble(&[now, "--base", base]);
-    assert!(status == Some(1) && said.contains("a directory is in several places) of the session"), "{said}");
+    let why = "The file system of the session is damaged: a directory is in several places; check a copy";
+    assert!(status == Some(1) && said.contains(why), "{said}");
+    // An inode that says its attributes lie somewhere where none can.
+    fs::copy(&edited.base, &edited.now).unwrap();
+    edited.edit("sif /etc/motd file_acl 4294967295\n");
+    let (said, _) = trouble(&[now, "--base", base]);
+    assert!(said.contains("The file system of the session is damaged: inode "), "{said}");
     // The superblock says that it is larger than the disk.
     fs::copy(&edited.base, &edited.now).unwrap();
     patch(&edited.now, 1024 + 4, &[0xff; 4]);

@@ -101,8 +101,14 @@ fn what_cannot_be_compared_is_said() {
     let (said, status) = trouble(&[now]);
     assert!(said.contains("What to compare with was not said"), "{said}");
     assert_eq!(status, Some(1));
+    let (said, _) = trouble(&["/no/such"]);
+    let why =
+        "Cannot read /no/such: no such file or directory; give a session, its URI, or the path of a saved";
+    assert!(said.contains(why), "{said}");
     let (said, _) = trouble(&["/no/such", "--base", now]);
-    assert!(said.contains("Cannot read /no/such"), "{said}");
+    assert!(said.contains("Cannot read /no/such: no such file or directory; give the path of a saved image"));
+    let (said, _) = trouble(&[now, "--base", "/no/such"]);
+    assert!(said.contains("Cannot open image /no/such: no such file or directory; give the path"), "{said}");
     let (said, status) = trouble(&["base@x"]);
     assert!(said.contains("No control socket given"), "{said}");
     assert_eq!(status, Some(2));

@@ -52,6 +52,10 @@ fn info_warns_of_images_that_are_not_raw() {
     let text = String::from_utf8(memdev().arg("info").arg(&path).output().unwrap().stdout).unwrap();
     assert!(text.contains("note: this looks like a qcow2 image; it would be served as raw bytes"), "{text}");
     assert!(text.contains("qemu-img convert -O raw"), "{text}");
+    let json = memdev().args(["info", "--json"]).arg(&path).output().unwrap().stdout;
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    let advice = json["contents"][0]["advice"].as_str().unwrap();
+    assert!(advice.starts_with("it would be served as raw bytes; convert it first: qemu-img"), "{advice}");
 }
 
 #[test]
@@ -74,6 +78,19 @@ fn info_of_a_server_that_is_not_there_is_one_line() {
         let line = failure(memdev().args(["info", uri]), 1);
         assert!(line.contains(why), "{line}");
     }
+}
+
+#[test]
+fn what_is_no_file_may_have_been_meant_as_something_else() {
+    for subcommand in ["info", "map"] {
+        let line = failure(memdev().args([subcommand, "http://x"]), 1);
+        assert!(line.starts_with("Unknown scheme in URI 'http://x'; there are nbd, nbd+unix"), "{line}");
+        let line = failure(memdev().args([subcommand, "root@x"]), 1);
+        assert!(line.contains("root@x: no such file or directory; name a session by its URI"), "{line}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("root@x"), [1; 4096]).unwrap();
+    memdev().args(["info", "root@x"]).current_dir(dir.path()).assert().success();
 }
 
 #[test]

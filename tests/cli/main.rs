@@ -57,6 +57,12 @@ fn help_and_version_go_to_stdout() {
         assert!(String::from_utf8(output.stdout).unwrap().contains("Usage: memdev"));
         assert!(output.stderr.is_empty());
     }
+    for (asked, as_option) in [(&["help"][..], &["--help"][..]), (&["help", "serve"], &["serve", "--help"])] {
+        let [asked, as_option] = [asked, as_option].map(|args| memdev().args(args).output().unwrap());
+        assert!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
+        assert_eq!(asked.stdout, as_option.stdout);
+    }
+    assert!(failure(memdev().args(["help", "srve"]), 2).starts_with("Unrecognized subcommand 'srve'"));
     let version = memdev().arg("--version").output().unwrap();
     assert_eq!(version.stdout, format!("memdev {}\n", env!("CARGO_PKG_VERSION")).into_bytes());
 }
@@ -116,7 +122,16 @@ fn a_wrong_command_line_is_one_line_and_status_2() {
         (&["serve", "x.img", "--memory", "lots"], "'--memory <SIZE>': not a size; write one as 512M"),
         (&["serve", "x.img", "--memory", "16E"], "too large"),
         (&["serve", "x.img", "--memory", "12MB"], "write M or MiB"),
-        (&["serve", "x.img", "--memory", "-1"], "'-1'"),
+        (
+            &["serve", "x.img", "--memory", "-1"],
+            "Unexpected argument '-1' found; no size, number or duration can be negative; see 'memdev serve",
+        ),
+        (&["serve", "x.img", "--memory=-1"], "a size cannot be negative"),
+        (
+            &["serve", "x.img", "--memory", "0"],
+            "--memory 0 is too little: one session with one block takes 5.3 KiB",
+        ),
+        (&["serve", "x.img", "--memory", "1M", "--block-size", "1M"], "--memory 1048576 is too little"),
         (&["serve", "x.img", "--session-memory", "1.5"], "a byte has no fractions"),
         (&["serve", "x.img", "--block-size", "5000"], "power of two from 4K to 1M"),
         (&["serve", "x.img", "--block-size", "512"], "power of two from 4K to 1M"),
@@ -128,6 +143,15 @@ fn a_wrong_command_line_is_one_line_and_status_2() {
         (&["serve", "x.img", "--tcp", "localhost:http"], "No port number"),
         (&["serve", "x.img", "--confine", "none"], "possible values: auto, require, off"),
         (&["serve", "x.img", "--unix", ""], "A value is required for '--unix <PATH>'"),
+        (
+            &["serve", "x.img", "--unix", "/s", "--unix", "/s"],
+            "--unix /s is given twice; leave one of the two away",
+        ),
+        (&["serve", "x.img", "--tcp", "127.0.0.1:9", "--tcp", "127.0.0.1:9"], "127.0.0.1:9 is given twice"),
+        (
+            &["serve", "x.img", "--unix", "/s", "--control", "/s"],
+            "/s is given with --unix and with --control; choose two paths",
+        ),
         (&["serve", "x.img", "--unix", &long], "has 108 bytes and may have 107; use a shorter one"),
         (&["serve", "=x.img"], "the export name is empty"),
         (&["serve", "x="], "no image after 'x='"),
@@ -168,6 +192,17 @@ fn a_log_filter_that_cannot_be_read_is_a_usage_error() {
     let line = failure(memdev().env("MEMDEV_LOG", "a=b=c").arg("info").arg(&image), 2);
     assert!(line.contains("MEMDEV_LOG='a=b=c'") && line.contains("write a level"), "{line}");
     memdev().env("MEMDEV_LOG", "memdev=trace").arg("info").arg(&image).assert().success();
+    for (filter, lines) in [("bogus", 1), ("warn", 0), ("memdev::net=info,off", 0)] {
+        let output = memdev().env("MEMDEV_LOG", filter).arg("info").arg(&image).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "it is a warning: {said}");
+        assert_eq!(said.lines().count(), lines, "{said}");
+        assert_eq!(
+            said.contains("MEMDEV_LOG has \"bogus\", which is no level; write error, warn"),
+            lines > 0,
+            "{said}"
+        );
+    }
 }
 
 /// Images that cannot be served, and what must be said about each; shared by all that take images.
@@ -256,6 +291,8 @@ fn manual_and_completions_are_made_from_the_definition() {
     memdev().args(["generate", "man"]).arg(&target).assert().success();
     let page = fs::read_to_string(target.join("memdev-serve.1")).unwrap();
     assert!(page.contains("session\\-memory") && !page.contains("mask\\-handshake"), "{page}");
+    let page = fs::read_to_string(target.join("memdev.1")).unwrap();
+    assert!(!page.contains("memdev\\-help"), "there is no such page: {page}");
     let mut pages: Vec<_> = fs::read_dir(&target).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     pages.sort();
     assert_eq!(

@@ -114,6 +114,42 @@ fn it_serves_until_a_signal_then_removes_its_socket_and_exits_0() {
 }
 
 #[test]
+fn what_is_no_raw_disk_is_served_with_a_warning() {
+    let (dir, image) = with_image();
+    let other = dir.path().join("disk.qcow2");
+    fs::write(&other, [b"QFI\xfb".as_slice(), &[0; 4092]].concat()).unwrap();
+    let mut command = std::process::Command::new(MEMDEV);
+    command.arg("serve").args([&image, &other]).arg("--unix").arg(dir.path().join("s"));
+    let mut child = command.env_remove("MEMDEV_LOG").stderr(Stdio::piped()).spawn().unwrap();
+    let log = BufReader::new(child.stderr.take().unwrap());
+    let lines = log.lines().map_while(Result::ok);
+    let said: Vec<_> = lines.take_while(|line| !line.starts_with("listening")).collect();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let expected = format!(
+        "{} looks like a qcow2 image, and is served as the raw bytes that it is; convert it first: qemu-img convert",
+        other.display()
+    );
+    assert_eq!(said.iter().filter(|line| line.contains("looks like")).count(), 1, "{said:?}");
+    assert!(said.iter().any(|line| line.contains(&expected)), "{said:?}");
+}
+
+/// The memory of a server that cannot start is of no interest.
+#[test]
+fn an_image_that_is_not_there_is_all_that_is_said() {
+    let (dir, _) = with_image();
+    let missing = dir.path().join("missing.img");
+    let mut command = std::process::Command::new("setpriv");
+    // Root without its powers may lock as little as everybody.
+    command.args(["--bounding-set=-all", "--inh-caps=-all", "prlimit", "--memlock=1048576"]);
+    command.arg(MEMDEV).arg("serve").arg(&missing).env_remove("MEMDEV_LOG");
+    command.args(["--memory", "256G", "--tcp", "127.0.0.1:0"]);
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.starts_with("memdev: Cannot open image") && said.lines().count() == 1, "{said}");
+}
+
+#[test]
 fn it_survives_a_hang_up_under_nohup() {
     let (dir, image) = with_image();
     let mut command = std::process::Command::new("nohup");

@@ -1,9 +1,13 @@
 //! The commands: what people and scripts see.
 
+use super::interop_support::terminal::Terminal;
 use super::support::nbd::ENOSPC;
 use super::support::{GIB, Request, Stream, wait_until};
 use super::{Client, House, failure, number};
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::termios::{LocalModes, tcgetattr};
 use serde_json::Value;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
 fn json(text: &str) -> Value {
@@ -32,7 +36,11 @@ fn new_prints_a_uri_that_can_be_connected_to() {
             .fail(&["new", "base", "--id", "mine"])
             .starts_with("There is such a session already: base@mine")
     );
-    assert!(house.fail(&["new", "none"]).starts_with("No such export none"));
+    assert_eq!(house.fail(&["new", "none"]), "No such export none; 'memdev image list' lists the images");
+    assert_eq!(
+        house.fail(&["new", "base@y"]),
+        "No such export base@y; give the image's name, and the session's id with --id"
+    );
     for bad in ["", "a b", "a@b"] {
         let line = failure(&mut house.command(&["new", "base", "--id", bad]), 2);
         assert!(line.contains("--id <ID>"), "{line}");
@@ -149,8 +157,10 @@ fn set_changes_the_limit_and_end_ends() {
     client.peer().expect_end();
     house.run(&["new", "base", "--id", "z"]);
     assert_eq!(json(&house.run(&["end", "base@z", "--json"]))["ended"][0], "base@z");
-    assert!(house.fail(&["end", "rubbish"]).starts_with("No such export rubbish"));
+    let line = house.fail(&["end", "rubbish"]);
+    assert_eq!(line, "No such session: rubbish; write IMAGE@ID; 'memdev ps' lists the sessions");
     assert!(house.fail(&["end", "base"]).starts_with("Not the name of a session: base"));
+    assert_eq!(house.fail(&["end", "none@x"]), "No such export none; 'memdev image list' lists the images");
 }
 
 #[test]
@@ -202,6 +212,29 @@ fn top_in_a_terminal_repaints_its_screen() {
 }
 
 #[test]
+fn top_ends_with_q_or_a_signal_and_leaves_the_terminal_as_it_was() {
+    let house = House::new();
+    let mut terminal = Terminal::new();
+    let modes = |terminal: &Terminal| tcgetattr(&terminal.slave).unwrap().local_modes;
+    let before = modes(&terminal);
+    for key in ["q", "", "Q"] {
+        // Nothing of it is long over before it is ended.
+        let mut top = terminal.start(house.command(&["top", "--interval", "1h"]));
+        terminal.expect("SESSION");
+        assert!(!modes(&terminal).contains(LocalModes::ECHO), "what is typed is not shown");
+        terminal.write("x\n");
+        match key {
+            "" => kill_process(Pid::from_child(&top), Signal::INT).unwrap(),
+            key => terminal.write(key),
+        }
+        wait_until("it has ended", || top.try_wait().unwrap().is_some());
+        let status = top.wait().unwrap();
+        assert_eq!((status.success(), status.signal()), (!key.is_empty(), key.is_empty().then_some(2)));
+        assert_eq!(modes(&terminal), before);
+    }
+}
+
+#[test]
 fn without_a_server_it_is_said_what_to_do() {
     let memdev = || {
         let mut command = Command::new(env!("CARGO_BIN_EXE_memdev"));
@@ -226,4 +259,7 @@ fn without_a_server_it_is_said_what_to_do() {
     // Something else that listens is not taken for it.
     let line = failure(memdev().args(["ps", "--control"]).arg(house.server.socket()), 1);
     assert!(line.starts_with("What answers at") && line.contains("is no memdev server"), "{line}");
+    assert!(line.ends_with("; give the path that the server was started with: memdev serve --control PATH"));
+    let line = failure(memdev().args(["ps", "--control"]).arg(&house.image.path), 1);
+    assert!(line.contains(": it is no socket; give the path that the server was started with"), "{line}");
 }

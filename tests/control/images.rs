@@ -133,6 +133,19 @@ fn what_is_renamed_over_it_later_is_seen_where_it_can_be_opened() {
     assert!(house.server.client("base").read_all() == next.bytes(0, 2 * MIB));
 }
 
+#[test]
+fn what_is_no_raw_disk_is_said_in_the_log_when_it_is_set() {
+    let house = House::new();
+    let elsewhere = scratch();
+    let packed = elsewhere.path().join("packed.img");
+    fs::write(&packed, [b"\x1f\x8b\x08".as_slice(), &[0; 4093]].concat()).unwrap();
+    house.run(&["image", "set", &set("base", &packed)]);
+    let said =
+        "looks like a gzip compressed file, and is served as the raw bytes that it is; unpack it first";
+    let times = || house.server.log().iter().filter(|line| line.contains(said)).count();
+    wait_until("it is said", || times() == 1);
+}
+
 /// PUTs with descriptors; the status and what is said.
 fn put(house: &House, body: &str, files: &[File]) -> (u16, String) {
     let mut stream = house.connect();
@@ -150,7 +163,7 @@ fn what_is_no_image_is_one_line_and_changes_nothing() {
     let fifo = Command::new("mkfifo").arg(path("fifo")).status().unwrap();
     assert!(fifo.success());
     for (file, why) in [
-        (path("none"), "Cannot open image"),
+        (path("none"), "no such file or directory; give the path of a readable raw disk image"),
         (path("empty"), "it is empty"),
         (elsewhere.path().to_owned(), "it is a directory"),
         (path("fifo"), "Neither a regular file nor a block device"),

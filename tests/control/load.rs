@@ -125,7 +125,7 @@ fn what_cannot_be_loaded_is_one_line_and_leaves_no_session() {
         (&red, &[], "/?[31mred"),
         (&longer, &[], "A session on base has 4194304 bytes, and"),
         (&path("short.img"), &[], "A session on base has 4194304 bytes, and"),
-        (&path("none"), &[], "Cannot read"),
+        (&path("none"), &[], "no such file or directory; give the path of a saved image, qcow2 or raw"),
         (&other.path, &[], "No memory for what is in"),
         (&other.path, &["--id", "there"], "There is such a session already: base@there"),
     ] {
@@ -133,7 +133,10 @@ fn what_cannot_be_loaded_is_one_line_and_leaves_no_session() {
         assert!(line.contains(why), "{line}");
         assert_eq!(house.names(), ["base@there"], "{line}");
     }
-    assert!(house.fail(&["load", "none", text(&wrong)]).starts_with("No such export none"));
+    let line = house.fail(&["load", "none", text(&wrong)]);
+    assert_eq!(line, "No such export none; 'memdev image list' lists the images");
+    let line = house.fail(&["load", "base@y", text(&wrong)]);
+    assert_eq!(line, "No such export base@y; give the image's name, and the session's id with --id");
     fs::remove_file(&copy).unwrap();
     assert!(house.fail(&["load", "base", text(&gone)]).contains("Cannot look at the base"));
     let line = failure(&mut house.command(&["load", "base", text(&wrong), "--id", "a b"]), 2);

@@ -144,7 +144,7 @@ fn every_call_of_the_document_is_answered_as_it_says() {
     call("/v1/sessions", "POST", "/v1/sessions", "", 403);
     call(FORK, "POST", "/v1/sessions/base@used/fork", "", 403);
     // Two workers' worth of memory is all there is: not even a session has room.
-    let tight = House::with(&["--memory", "4096"]);
+    let tight = House::with(&["--memory", "6K"]);
     tight.create(r#"{"id":"x"}"#);
     let fill = |path: &str, named: bool| {
         let body = |turn| if named { format!(r#"{{"name":"{turn}"}}"#) } else { String::new() };
@@ -162,7 +162,8 @@ fn every_call_of_the_document_is_answered_as_it_says() {
         called.insert((template.to_owned(), "POST".to_owned(), "507".to_owned()));
     }
 
-    // Another server takes its place, and dies.
+    // Another server takes its place, and dies. Without anybody who is connected it would end then.
+    let _client = house.server.client("base@used");
     let pair = |kind| socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).expect("a pair");
     let (mut kept, stream) = (house.connect(), pair(SocketType::STREAM));
     let unfit = ask_with(&mut kept, ("POST", COMMIT), "{}", &[stream.0.as_fd()]);

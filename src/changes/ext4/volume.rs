@@ -230,8 +230,8 @@ impl Volume {
 
     /// What is said of a file system that makes no sense.
     pub(super) fn damaged(&self, what: &str) -> Error {
-        let message = format!("The file system is damaged ({what}) of");
-        Error::new(ErrorKind::Invalid, message).on(self.side.owner()).advise("check a copy of it with e2fsck")
+        let message = format!("The file system of {} is damaged: {what}", self.side.owner());
+        Error::new(ErrorKind::Invalid, message).advise("check a copy of it with e2fsck")
     }
 
     /// The same, of an inode.

@@ -54,9 +54,15 @@ impl Sources {
             return live(args, &uri.export, given);
         }
         // The file may say what its base is; nothing is opened because of that.
-        let before = given.ok_or_else(|| {
-            let error = Error::new(ErrorKind::Invalid, "What to compare with was not said for");
-            error.on(what).advise("give the image that it was made of with --base")
+        let before = given.ok_or_else(|| match std::fs::metadata(what) {
+            Ok(_) => {
+                let error = Error::new(ErrorKind::Invalid, "What to compare with was not said for");
+                error.on(what).advise("give the image that it was made of with --base")
+            }
+            Err(error) => {
+                let error = Error::io("Cannot read", error).on(what);
+                error.advise("give a session, its URI, or the path of a saved image")
+            }
         })?;
         Ok(Self { before, now: Place::File(what.into()), is_ours: true, held: Vec::new() })
     }

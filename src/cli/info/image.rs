@@ -4,12 +4,12 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use memdev::base::Image;
+use memdev::base::contents::Content;
 use memdev::proto::BlockSizes;
 use memdev::{Error, Result};
 use serde_json::json;
 
 use super::{block_sizes_json, block_sizes_text};
-use crate::cli::contents::{self, Content};
 use crate::cli::size::human;
 
 /// What was found out about an image.
@@ -35,15 +35,18 @@ fn examine(path: &Path) -> Result<Report> {
     // Opened as the server would open it, so that what is refused here is refused there, in the same words.
     let image = Image::open(path)?;
     let size = image.size();
-    let mut start = vec![0; contents::PROBE_SIZE];
-    start.truncate(usize::try_from(size).unwrap_or(usize::MAX));
-    image.read_at(0, &mut start).map_err(|error| Error::io("Cannot read image", error).on_path(path))?;
+    let contents = image.contents().map_err(|error| Error::io("Cannot read image", error).on_path(path))?;
     let (data, runs) = image
         .extents()
         .runs(0..size)
         .filter(|run| run.data)
         .fold((0, 0), |(data, runs), run| (data + run.len, runs + 1));
-    Ok(Report { size, data, runs, contents: contents::probe(&start) })
+    Ok(Report { size, data, runs, contents })
+}
+
+/// What to do about what is no raw disk.
+fn advice(content: &Content) -> Option<String> {
+    content.advice.map(|advice| format!("it would be served as raw bytes; {advice}"))
 }
 
 impl Report {
@@ -71,7 +74,7 @@ impl Report {
             out.push('\n');
         }
         for content in &self.contents {
-            if let Some(advice) = content.advice {
+            if let Some(advice) = advice(content) {
                 let _ = writeln!(out, "    note: this looks like a {}; {advice}", content.what);
             }
         }
@@ -88,7 +91,7 @@ impl Report {
                     "description": content.what,
                     "label": content.label,
                     "uuid": content.uuid,
-                    "advice": content.advice,
+                    "advice": advice(content),
                 })
             })
             .collect();

@@ -124,6 +124,34 @@ impl Ways {
         Ok(Inherited { listeners, connection })
     }
 
+    /// Refuses an address that is given twice: the second would meet the first, as if another server were there.
+    pub(super) fn check_distinct(&self) -> Result<(), String> {
+        let unix = |path: &PathBuf| Address::Unix(std::path::absolute(path).unwrap_or_else(|_| path.clone()));
+        let sockets = self.unix.iter().map(|path| ("--unix", unix(path)));
+        let control = self.control.iter().map(|path| ("--control", unix(path)));
+        let tcp = self.tcp.iter().map(|address| ("--tcp", address.clone()));
+        let vsock = self.vsock.iter().map(|address| ("--vsock", address.clone()));
+        let mut seen: Vec<(&str, Address)> = Vec::new();
+        for (option, address) in sockets.chain(tcp).chain(vsock).chain(control) {
+            // Each time another one.
+            if matches!(address, Address::Tcp { port: 0, .. } | Address::Vsock { port: 0, .. }) {
+                continue;
+            }
+            if let Some((first, _)) = seen.iter().find(|(_, other)| *other == address) {
+                let shown = match &address {
+                    Address::Unix(path) => path.display().to_string(),
+                    other => other.to_string(),
+                };
+                return Err(match *first == option {
+                    true => format!("{option} {shown} is given twice; leave one of the two away"),
+                    false => format!("{shown} is given with {first} and with {option}; choose two paths"),
+                });
+            }
+            seen.push((option, address));
+        }
+        Ok(())
+    }
+
     /// Begins to listen; every connection is going to be `encrypted`, or not.
     pub(super) fn open(
         &self,

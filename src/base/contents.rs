@@ -1,29 +1,31 @@
 //! What an image seems to hold, from the signatures in its first 128 KiB. Pure: bytes in, findings out.
 //!
-//! Only for people: the server treats every image as raw bytes and never acts on what it finds there, so an image
-//! cannot make it open another file.
+//! Only for people: the server treats every image as raw bytes. All that it does about what it finds there is to say so, so
+//! an image cannot make it open another file.
 
 /// How much of an image's start [`probe`] wants: the farthest signature, that of btrfs, lies just above 64 KiB.
-pub(crate) const PROBE_SIZE: usize = 128 << 10;
+pub const PROBE_SIZE: usize = 128 << 10;
+
+/// How much of it shows whether it is a raw disk: a page, so that little has to wait for a disk.
+pub const ADVICE_SIZE: usize = 4096;
 
 /// One thing that an image seems to be or to hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Content {
+pub struct Content {
     /// Its name as `blkid` and `qemu-img` write it: `ext4`, `gpt`, `qcow2`.
-    pub(crate) kind: &'static str,
+    pub kind: &'static str,
     /// What that is, for people.
-    pub(crate) what: &'static str,
+    pub what: &'static str,
     /// The label that its maker gave it.
-    pub(crate) label: Option<String>,
+    pub label: Option<String>,
     /// The UUID of the file system.
-    pub(crate) uuid: Option<String>,
+    pub uuid: Option<String>,
     /// The image is no raw disk: what to do before it is served.
-    pub(crate) advice: Option<&'static str>,
+    pub advice: Option<&'static str>,
 }
 
-const CONVERT: &str =
-    "it would be served as raw bytes; convert it first: qemu-img convert -O raw IMAGE IMAGE.raw";
-const UNPACK: &str = "it would be served as raw bytes; unpack it first";
+const CONVERT: &str = "convert it first: qemu-img convert -O raw IMAGE IMAGE.raw";
+const UNPACK: &str = "unpack it first";
 
 /// Signatures that need no second look: offset, magic bytes, kind, what it is, advice.
 type Signature = (usize, &'static [u8], &'static str, &'static str, Option<&'static str>);
@@ -55,7 +57,8 @@ const SIGNATURES: &[Signature] = &[
 
 /// What `start`, the first [`PROBE_SIZE`] bytes of an image (fewer if it is shorter), shows signatures of.
 /// Several answers can be true at once: a hybrid ISO has a partition table, too.
-pub(crate) fn probe(start: &[u8]) -> Vec<Content> {
+#[must_use]
+pub fn probe(start: &[u8]) -> Vec<Content> {
     let mut found = Vec::new();
     for &(offset, magic, kind, what, advice) in SIGNATURES {
         if start.get(offset..).is_some_and(|rest| rest.starts_with(magic)) {
@@ -174,8 +177,9 @@ mod tests {
 
     #[test]
     fn every_signature_is_found_and_lies_in_the_probed_part() {
-        for &(offset, magic, kind, ..) in SIGNATURES {
+        for &(offset, magic, kind, _, advice) in SIGNATURES {
             assert_eq!(kinds(&image(&[(offset, magic)])), [kind]);
+            assert!(advice.is_none() || offset + magic.len() <= ADVICE_SIZE);
         }
         assert_eq!(kinds(&image(&[])), [""; 0]);
     }
@@ -185,7 +189,7 @@ mod tests {
         let full =
             image(&[(1024 + 56, b"\x53\xef"), (510, b"\x55\xaa"), (65536 + 64, b"_BHRfS_M"), (0, b"XFSB")]);
         for length in [0, 1, 3, 100, 447, 511, 512, 1081, 1083, 1120, 1200, 65536 + 70] {
-            probe(&full[..length]);
+            let _ = probe(&full[..length]);
         }
         assert_eq!(kinds(b""), [""; 0]);
     }
