@@ -448,8 +448,8 @@ fn who_is_left_behind_by_two_servers_ends_with_its_last_client() {
         );
         server.wait_for_line(&line, 1);
     }
-    // Who is there stays.
-    thread::sleep(Duration::from_millis(1500));
+    // Who is there stays, also when nobody can come in any more.
+    thread::sleep(Duration::from_millis(11_500));
     assert_eq!(old.read(0, 4096), [1; 4096]);
     newer.write(0, &[2; 4096]);
     drop(newer);

@@ -10,6 +10,7 @@ use super::{Options, Source, random_name};
 use crate::base::Image;
 use crate::client;
 use crate::error::{Error, ErrorKind, Result};
+use crate::net::{Address, Uri};
 use crate::proto::TransmissionFlags;
 
 /// An attachment that is being made.
@@ -140,7 +141,18 @@ pub(super) fn open(options: &Options) -> Result<Opened> {
             let name = first.map_or_else(String::new, |export| export.name);
             // What was asked for names the session; what the server answers may be the image alone.
             let export = if uri.export.is_empty() { name } else { uri.export.clone() };
-            Ok(Opened { source: uri.to_string(), export, told, image: None, sockets })
+            Ok(Opened { source: absolute(uri).to_string(), export, told, image: None, sockets })
         }
     }
+}
+
+/// The URI as it leads to the server from any directory.
+fn absolute(uri: &Uri) -> Uri {
+    let mut uri = uri.clone();
+    if let Address::Unix(path) = &mut uri.address
+        && let Ok(absolute) = std::path::absolute(&*path)
+    {
+        *path = absolute;
+    }
+    uri
 }

@@ -29,18 +29,25 @@ pub(super) fn warning(directory: &Directory, id: &str, record: &Record) -> Optio
         return None;
     }
     others.sort();
+    // Only memdev's sessions have forks.
+    let fork = match name(&own) {
+        name if name.contains('@') => format!(", or a fork of the session ('memdev fork {name}')"),
+        _ => String::new(),
+    };
     Some(format!(
-        "{own} has {} already, and a file system that both write to breaks; attach one of them with --read-only, or a fork of \
-         the session ('memdev fork {}')",
-        others.join(", "),
-        own.export
+        "{own} has {} already, and a file system that more than one of them writes to breaks; attach the others with \
+         --read-only{fork}",
+        others.join(", ")
     ))
+}
+
+/// What the session is called: `NAME@ID?` is the session NAME@ID, if it is there.
+fn name(uri: &Uri) -> &str {
+    uri.export.strip_suffix('?').unwrap_or(&uri.export)
 }
 
 /// Whether two URIs lead to the same session.
 fn is_same(a: &Uri, b: &Uri) -> bool {
-    // `NAME@ID?` is the session NAME@ID, if it is there.
-    let name = |uri: &Uri| uri.export.strip_suffix('?').unwrap_or(&uri.export).to_owned();
     name(a) == name(b) && is_same_place(&a.address, &b.address)
 }
 
@@ -99,7 +106,8 @@ mod tests {
         assert_eq!(
             warning(&own).unwrap(),
             "nbd+unix:///root@m?socket=/no/such/sock has /dev/loop4, the private root kiosk already, and a file system that \
-             both write to breaks; attach one of them with --read-only, or a fork of the session ('memdev fork root@m')"
+             more than one of them writes to breaks; attach the others with --read-only, or a fork of the session \
+             ('memdev fork root@m')"
         );
         assert_eq!(warning(&Record { read_only: true, ..own }), None, "it only looks");
     }

@@ -218,7 +218,9 @@ fn usage_line(error: &clap::Error) -> String {
             line.push_str("; ");
             line.push_str(match paragraph.strip_prefix("tip: ") {
                 // clap's is how to give it as an operand.
-                Some(_) if is_below_zero(error) => "no size, number or duration can be negative",
+                Some(_) if is_below_zero(error) => {
+                    "if it is a size, number or duration: none can be negative"
+                }
                 Some(tip) => tip,
                 None => &paragraph,
             });

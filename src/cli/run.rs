@@ -116,10 +116,13 @@ pub(crate) fn run(args: Run) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
     let source = run.source.clone();
-    finish(&run.run().map_err(|error| not_raw(&source).unwrap_or(error))?)
+    // What is on a disk is refused by these kinds of error.
+    let may_be_content = |error: &Error| matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::Invalid);
+    let explained = |error: Error| not_raw(&source).filter(|_| may_be_content(&error)).unwrap_or(error);
+    finish(&run.run().map_err(explained)?)
 }
 
-/// That the image is no raw disk, if that is what it is: then this is why it failed, whatever else it has failed by.
+/// That the image is no raw disk, if that is what it is.
 fn not_raw(source: &Source) -> Option<Error> {
     let Source::Image { path, .. } = source else { return None };
     let found = Image::open(path).ok()?.contents().ok()?;

@@ -214,7 +214,7 @@ impl Serve {
         let least = least_memory(self.block_size);
         match self.memory {
             Some(memory) if memory < least => Err(format!(
-                "--memory {memory} is too little: one session with one block takes {} ({least} bytes); give more, as 512M",
+                "--memory {memory} is too little: one session with one block takes {} ({least} bytes); give more, such as 512M",
                 size::human(least)
             )),
             _ => Ok(()),

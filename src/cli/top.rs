@@ -1,34 +1,29 @@
 //! `memdev top`: the sessions, live.
 
 use std::io::{self, IsTerminal, Write};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
 use memdev::Error;
-use memdev::control::Client;
 use memdev::control::model::{Server, Session};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::getpgrp;
-use rustix::stdio::stdin;
-use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr};
+use rustix::termios::tcgetwinsize;
 
 use super::control::{ControlArgs, age, sessions_table};
-use super::interruption::Interruption;
 use super::size::human;
 use super::{Failure, duration};
 
 /// Show the sessions of a running server, the busiest first, again and again
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Ends with Ctrl-C, in a terminal also with q. There it shows as many sessions as there is room for; \
-        elsewhere all of them, one table after the other, or with --json one line of JSON each time."
+    after_help = "Ends with Ctrl-C. In a terminal it shows as many sessions as there is room for; elsewhere all of \
+        them, one table after the other, or with --json one line of JSON each time."
 )]
 pub(crate) struct Top {
     /// How long to wait in between
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = duration::parse)]
     interval: Duration,
 
-    /// How many times to show them [default: until it is ended]
+    /// How many times to show them [default: until Ctrl-C]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
 
@@ -46,24 +41,10 @@ const SHORTEST: Duration = Duration::from_millis(100);
 pub(crate) fn run(args: &Top) -> Result<(), Failure> {
     let mut client = args.control.connect()?;
     let screen = io::stdout().is_terminal() && !args.json;
-    let keys = if screen { Keys::watch()? } else { None };
-    let shown = show(args, &mut client, screen, keys.as_ref());
-    if let Some(keys) = keys {
-        keys.give_back();
-    }
-    shown
-}
-
-fn show(args: &Top, client: &mut Client, screen: bool, keys: Option<&Keys>) -> Result<(), Failure> {
     let mut first = true;
     for turn in 0..args.count.unwrap_or(u64::MAX) {
         if turn > 0 {
-            let interval = args.interval.max(SHORTEST);
-            match keys {
-                Some(keys) if keys.end_within(interval) => return Ok(()),
-                Some(_) => {}
-                None => std::thread::sleep(interval),
-            }
+            std::thread::sleep(args.interval.max(SHORTEST));
         }
         let server = client.server()?;
         let mut sessions = client.sessions()?;
@@ -72,8 +53,12 @@ fn show(args: &Top, client: &mut Client, screen: bool, keys: Option<&Keys>) -> R
         let text = if args.json {
             format!("{}\n", serde_json::json!({ "server": server, "sessions": sessions }))
         } else {
-            let text = format!("{}\n{}", summary(&server), sessions_table(&sessions));
-            if screen { frame(&text, std::mem::take(&mut first)) } else { format!("{text}\n") }
+            let (summary, table) = (summary(&server), sessions_table(&sessions));
+            if screen {
+                frame(&format!("{summary}; Ctrl-C ends this\n\n{table}"), std::mem::take(&mut first))
+            } else {
+                format!("{summary}\n\n{table}\n")
+            }
         };
         let mut stdout = io::stdout().lock();
         match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
@@ -86,79 +71,10 @@ fn show(args: &Top, client: &mut Client, screen: bool, keys: Option<&Keys>) -> R
     Ok(())
 }
 
-/// The keys of the terminal, which come one by one and are not shown, until it is given back.
-struct Keys {
-    before: Termios,
-    interruption: Interruption,
-}
-
-impl Keys {
-    /// `None` where somebody else reads them: another job of the terminal's, or standard input is none.
-    fn watch() -> Result<Option<Self>, Error> {
-        let Ok(before) = tcgetattr(stdin()) else { return Ok(None) };
-        if is_another_jobs() {
-            return Ok(None);
-        }
-        let interruption = Interruption::watch()?;
-        let mut at_once = before.clone();
-        at_once.local_modes.remove(LocalModes::ICANON | LocalModes::ECHO);
-        let set = tcsetattr(stdin(), OptionalActions::Now, &at_once);
-        set.map_err(|error| Error::io("Cannot set up the terminal", error))?;
-        Ok(Some(Self { before, interruption }))
-    }
-
-    /// Waits so long; whether it is to end before that.
-    fn end_within(&self, time: Duration) -> bool {
-        let end = Instant::now() + time;
-        loop {
-            let left = end.saturating_duration_since(Instant::now());
-            // A signal that comes just before this does not end it.
-            let turn = left.min(Duration::from_secs(1));
-            let has_come = if is_another_jobs() {
-                std::thread::sleep(turn);
-                false
-            } else {
-                let mut fds = [PollFd::from_borrowed_fd(stdin(), PollFlags::IN)];
-                poll(&mut fds, Timespec::try_from(turn).ok().as_ref()).is_ok_and(|count| count > 0)
-            };
-            if self.interruption.check().is_err() {
-                return true;
-            }
-            if !has_come {
-                if left.is_zero() {
-                    return false;
-                }
-                continue;
-            }
-            let mut typed = [0; 64];
-            match rustix::io::read(stdin(), &mut typed) {
-                // The terminal is gone.
-                Ok(0) => return true,
-                Ok(length) if typed[..length].iter().any(|key| matches!(key, b'q' | b'Q')) => return true,
-                Ok(_) | Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
-                Err(_) => return true,
-            }
-        }
-    }
-
-    /// Makes the terminal what it was; ends by the signal that came, if one did.
-    fn give_back(self) {
-        // One that is gone needs nothing.
-        let _ = tcsetattr(stdin(), OptionalActions::Now, &self.before);
-        self.interruption.pass_on();
-    }
-}
-
-/// Whether the keys are for another job than this one, which would be stopped if it touched them. Where the kernel does not say,
-/// the terminal is that of no job.
-fn is_another_jobs() -> bool {
-    tcgetpgrp(stdin()).is_ok_and(|job| job != getpgrp())
-}
-
 fn summary(server: &Server) -> String {
     let memory = &server.memory;
     format!(
-        "memdev {}, up {}; {} sessions, {} connections; {} of {} held, {} of map\n",
+        "memdev {}, up {}; {} sessions, {} connections; {} of {} held, {} of map",
         server.version,
         age(server.age_seconds),
         server.sessions.now,

@@ -50,7 +50,7 @@ impl Client {
     /// # Errors
     /// Nobody listens there, or only others may connect.
     pub fn connect(path: &Path) -> Result<Self> {
-        let is_none = || {
+        let is_no_socket = || {
             std::fs::metadata(path)
                 .is_ok_and(|metadata| !std::os::unix::fs::FileTypeExt::is_socket(&metadata.file_type()))
         };
@@ -63,7 +63,7 @@ impl Client {
             };
             let error = match error.kind() {
                 // What the kernel says of any file.
-                std::io::ErrorKind::ConnectionRefused if is_none() => {
+                std::io::ErrorKind::ConnectionRefused if is_no_socket() => {
                     std::io::Error::other("it is no socket")
                 }
                 _ => error,

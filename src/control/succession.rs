@@ -37,6 +37,9 @@ pub trait House: Send + Sync + std::fmt::Debug {
     fn is_done(&self);
 }
 
+/// Whoever was handed over by a server that has ended since, or is in its handshake, has so long to come in.
+const LATECOMERS: Duration = Duration::from_secs(10);
+
 /// This server's place between the one before it and the one after it.
 #[derive(Debug)]
 pub struct Succession {
@@ -54,6 +57,8 @@ pub struct Succession {
 struct After {
     /// `None` when it has ended.
     bridge: Option<Bridge>,
+    /// When it has ended.
+    ended: Option<Instant>,
     /// The sessions that it knows to be here.
     announced: HashSet<String>,
     ends: Option<Instant>,
@@ -206,7 +211,7 @@ impl Succession {
                      last who is connected has left, or by 'kill {}'",
                     std::process::id()
                 );
-                after.bridge = None;
+                (after.bridge, after.ended) = (None, Some(Instant::now()));
                 // Nor can anybody reach the server before, which is told so by this.
                 self.before = None;
                 subject.registry.forget_all_before();
@@ -305,7 +310,7 @@ impl Succession {
         let announced = subject.registry.names();
         let sessions = announced.iter().cloned().collect();
         let ends = time.and_then(|time| Instant::now().checked_add(time));
-        self.after = Some(After { bridge: Some(Bridge::of(socket)), announced, ends, kept });
+        self.after = Some(After { bridge: Some(Bridge::of(socket)), ended: None, announced, ends, kept });
         let memory = self.give_memory(subject);
         tracing::info!("Another server takes this one's place");
         Ok(Response::json(200, &Taken { sessions, memory }))
@@ -335,18 +340,18 @@ impl Succession {
             sessions: count(subject.registry.tally().all()),
             memory,
         };
-        let Some(After { bridge, ends, .. }) = &mut self.after else { return };
+        let Some(After { bridge, ended, ends, .. }) = &mut self.after else { return };
         let mut is_over = ends.is_some_and(|ends| ends <= Instant::now());
         match bridge {
             // It says when.
             Some(bridge) => {
                 bridge.send(&Message::State(state), None);
             }
-            // Not before whoever was still handed over has had some time to come in.
-            None => {
+            None if ended.is_some_and(|ended| ended.elapsed() >= LATECOMERS) => {
                 subject.registry.become_unreachable();
                 is_over |= state.connections == 0 && state.sessions == 0;
             }
+            None => {}
         }
         if is_over {
             subject.house.is_done();

@@ -63,8 +63,9 @@ impl Registry {
     /// Ends the sessions that nobody is in, whatever their linger time, and from now on every other one with its last connection:
     /// nobody can come in any more.
     pub fn become_unreachable(&self) {
-        self.handover.is_unreachable.store(true, Ordering::Relaxed);
-        self.give(Chore::Look);
+        if !self.handover.is_unreachable.swap(true, Ordering::Relaxed) {
+            self.give(Chore::Look);
+        }
     }
 
     pub(super) fn is_unreachable(&self) -> bool {

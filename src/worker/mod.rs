@@ -182,7 +182,7 @@ impl Server {
         let Memory { limit, pool, buffers, warnings } = memory;
         let sources =
             config.images.iter().map(|(name, path)| Source::open(name, path)).collect::<Result<Vec<_>>>()?;
-        // Not before: of a server without images nothing is of interest but that.
+        // Only now: if an image cannot be opened, that is all that is of interest.
         warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
         let count = buffers.len();
         // A worker has its epoll and its bell. An image may be replaced, and then is open twice for a while.

@@ -113,8 +113,8 @@ fn who_attaches_a_session_a_second_time_is_warned() {
     assert_eq!(again(&session, &[]), "", "nobody else has it");
     let disk = state.attach(&session, &[]);
     let line = format!(
-        "memdev: {session} has {} already, and a file system that both write to breaks; attach one of them with --read-only, or \
-         a fork of the session ('memdev fork disk@m')\n",
+        "memdev: {session} has {} already, and a file system that more than one of them writes to breaks; attach the others \
+         with --read-only, or a fork of the session ('memdev fork disk@m')\n",
         disk.text()
     );
     assert_eq!(again(&session, &[]), line);

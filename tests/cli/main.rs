@@ -124,7 +124,7 @@ fn a_wrong_command_line_is_one_line_and_status_2() {
         (&["serve", "x.img", "--memory", "12MB"], "write M or MiB"),
         (
             &["serve", "x.img", "--memory", "-1"],
-            "Unexpected argument '-1' found; no size, number or duration can be negative; see 'memdev serve",
+            "Unexpected argument '-1' found; if it is a size, number or duration: none can be negative; see 'memdev serve",
         ),
         (&["serve", "x.img", "--memory=-1"], "a size cannot be negative"),
         (

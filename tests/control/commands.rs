@@ -1,13 +1,9 @@
 //! The commands: what people and scripts see.
 
-use super::interop_support::terminal::Terminal;
 use super::support::nbd::ENOSPC;
 use super::support::{GIB, Request, Stream, wait_until};
 use super::{Client, House, failure, number};
-use rustix::process::{Pid, Signal, kill_process};
-use rustix::termios::{LocalModes, tcgetattr};
 use serde_json::Value;
-use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
 fn json(text: &str) -> Value {
@@ -209,29 +205,6 @@ fn top_in_a_terminal_repaints_its_screen() {
         "{lines:?}"
     );
     assert!(!text.contains("SESSION"), "there is room for two lines: {text:?}");
-}
-
-#[test]
-fn top_ends_with_q_or_a_signal_and_leaves_the_terminal_as_it_was() {
-    let house = House::new();
-    let mut terminal = Terminal::new();
-    let modes = |terminal: &Terminal| tcgetattr(&terminal.slave).unwrap().local_modes;
-    let before = modes(&terminal);
-    for key in ["q", "", "Q"] {
-        // Nothing of it is long over before it is ended.
-        let mut top = terminal.start(house.command(&["top", "--interval", "1h"]));
-        terminal.expect("SESSION");
-        assert!(!modes(&terminal).contains(LocalModes::ECHO), "what is typed is not shown");
-        terminal.write("x\n");
-        match key {
-            "" => kill_process(Pid::from_child(&top), Signal::INT).unwrap(),
-            key => terminal.write(key),
-        }
-        wait_until("it has ended", || top.try_wait().unwrap().is_some());
-        let status = top.wait().unwrap();
-        assert_eq!((status.success(), status.signal()), (!key.is_empty(), key.is_empty().then_some(2)));
-        assert_eq!(modes(&terminal), before);
-    }
 }
 
 #[test]

@@ -6,8 +6,6 @@ mod busy;
 mod caps;
 mod commands;
 mod images;
-#[path = "../interop_support/mod.rs"]
-mod interop_support;
 mod load;
 mod openapi;
 mod owner;

@@ -60,7 +60,7 @@ fn a_session_that_somebody_else_writes_to_is_warned_of() {
     };
     let warning = |who: &str| {
         format!(
-            "memdev: {session} has {who} already, and a file system that both write to breaks; attach one"
+            "memdev: {session} has {who} already, and a file system that more than one of them writes to breaks"
         )
     };
     let run = ["--backend", "fuse", "--name", "kiosk", "--session", &session, "--", "sh", "-c"];
