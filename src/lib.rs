@@ -22,6 +22,7 @@ pub mod save;
 pub mod seal;
 pub mod session;
 pub mod size;
+mod swap;
 mod sync;
 pub mod sys;
 pub mod takeover;

@@ -32,9 +32,7 @@ impl Served {
     ) -> Result<Self> {
         let directory = Directory::open(&options.state)?;
         clean_up(&directory)?;
-        let opened = plan::open(options)?;
-        let is_shared = opened.is_shared();
-        let Opened { source, export, told, image, sockets } = opened;
+        let Opened { source, export, told, image, sockets } = plan::open(options)?;
         let entry = directory.create(&random_name()?)?;
         let plan =
             Plan { options, directory: &directory, entry: &entry, wanted: None, source, export, told, image };
@@ -46,6 +44,7 @@ impl Served {
             .and_then(|record| entry.write(&record).map(|()| record));
         // Nobody but the daemon has these from now on: when it dies, the file and the session are to know.
         drop((requests, sockets));
+        let is_shared = plan.is_shared();
         drop(plan);
         let warning = started.as_ref().ok().filter(|_| is_shared);
         let warning = warning.and_then(|record| shared::warning(&directory, entry.id(), record));

@@ -251,11 +251,10 @@ pub fn attach(options: &Options) -> Result<Attached> {
     clean_up(&directory)?;
     let wanted = options.device.as_deref().map(Device::of_path).transpose()?;
     let backend = choose(options.backend, wanted.as_ref())?;
-    let opened = plan::open(options)?;
-    let is_shared = opened.is_shared();
-    let Opened { source, export, told, image, sockets } = opened;
+    let Opened { source, export, told, image, sockets } = plan::open(options)?;
     let entry = directory.create(&random_name()?)?;
     let plan = Plan { options, directory: &directory, entry: &entry, wanted, source, export, told, image };
+    let is_shared = plan.is_shared();
     let made = match backend {
         Backend::Nbd => nbd::make(&plan, sockets),
         Backend::Auto | Backend::Fuse => fuse::make(&plan, sockets),

@@ -30,6 +30,11 @@ pub(super) struct Plan<'a> {
 }
 
 impl Plan<'_> {
+    /// Whether every connection to the export sees the same disk, as the running server told.
+    pub(super) fn is_shared(&self) -> bool {
+        self.told.is_some_and(|told| told.flags.contains(TransmissionFlags::CAN_MULTI_CONN))
+    }
+
     /// What is written down of it, once it is known what is served.
     ///
     /// # Errors
@@ -90,13 +95,6 @@ pub(super) struct Opened {
     pub(super) image: Option<File>,
     /// The connections to a running server; none for an image, which the daemon serves.
     pub(super) sockets: Vec<OwnedFd>,
-}
-
-impl Opened {
-    /// Whether every connection to the export sees the same disk.
-    pub(super) fn is_shared(&self) -> bool {
-        self.told.is_some_and(|told| told.flags.contains(TransmissionFlags::CAN_MULTI_CONN))
-    }
 }
 
 /// Opens what is to be attached: the image, or as many connections to the export as are asked for.

@@ -9,11 +9,12 @@ use crate::net::{Address, Uri};
 ///
 /// To be called when `record` is written down: so of two that attach at the same time one at least sees the other.
 pub(super) fn warning(directory: &Directory, id: &str, record: &Record) -> Option<String> {
+    if record.read_only {
+        return None;
+    }
     let own: Uri = record.source.parse().ok()?;
-    let is_other = |other: &Record| {
-        let both_write = !other.read_only && !record.read_only;
-        both_write && other.source.parse::<Uri>().is_ok_and(|uri| is_same(&own, &uri))
-    };
+    let is_other =
+        |other: &Record| !other.read_only && other.source.parse::<Uri>().is_ok_and(|uri| is_same(&own, &uri));
     let mut others: Vec<_> = directory
         .entries()
         .ok()?

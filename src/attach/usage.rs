@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
 
 use super::device::Device;
+use crate::swap;
 
 /// Everybody who uses the device or one of its partitions, in words: mounts in all namespaces that can be seen, other
 /// devices on top of it, swap, and processes that have it open.
@@ -112,10 +113,7 @@ fn holders(device: &Device, parts: &Parts, users: &mut Vec<String>) {
 
 /// The areas in `text`, in the form of `/proc/swaps`, that are on the device.
 fn swap_areas<'a>(text: &'a str, parts: &'a Parts) -> impl Iterator<Item = &'a str> {
-    text.lines()
-        .skip(1)
-        .filter_map(|line| line.split_whitespace().next())
-        .filter(|area| parts.paths.contains(*area))
+    swap::areas(text).filter(|area| parts.paths.contains(*area))
 }
 
 fn openers(parts: &Parts, users: &mut Vec<String>) {

@@ -309,7 +309,9 @@ fn read_through(
     Ok(())
 }
 
-fn cannot_open(path: &Path, error: io::Error) -> Error {
+/// That the image at `path` cannot be opened, in words for who named it.
+#[must_use]
+pub fn cannot_open(path: &Path, error: io::Error) -> Error {
     Error::io("Cannot open image", error).on_path(path).advise("give the path of a readable raw disk image")
 }
 

@@ -1,6 +1,7 @@
 //! Two disks of the same history, of which one was written to since: read as if each were there as a whole, although
 //! most of what they hold is the same, and read once.
 
+use crate::base::cannot_open;
 use crate::error::{Error, ErrorKind, Result};
 use crate::load::Saved;
 use crate::save::{Extent, Kind, Remote, Source};
@@ -60,10 +61,7 @@ impl Raw {
     /// # Errors
     /// There is none, or it cannot be read.
     pub fn open(path: &Path) -> Result<Self> {
-        let failed = |error| {
-            let error = Error::io("Cannot open image", error).on_path(path);
-            error.advise("give the path of a readable raw disk image")
-        };
+        let failed = |error| cannot_open(path, error);
         let mut file = File::open(path).map_err(failed)?;
         // A block device has no length but where its end is.
         let size = file.seek(SeekFrom::End(0)).map_err(failed)?;

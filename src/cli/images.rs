@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Subcommand};
+use memdev::base::cannot_open;
 use memdev::control::model::{ImageDetail, ImageFile};
 use memdev::{Error, ErrorKind};
 
@@ -75,10 +76,7 @@ fn named(arg: OsString) -> Result<ImageArg, String> {
 fn set(args: &Set) -> Result<(), Failure> {
     let mut client = args.control.connect()?;
     let ImageArg { name, path } = &args.image;
-    let failed = |error| {
-        let error = Error::io("Cannot open image", error).on_path(path);
-        error.advise("give the path of a readable raw disk image")
-    };
+    let failed = |error| cannot_open(path, error);
     // Looked at before it is opened: opening a FIFO would wait for a writer. The server says what is wrong with others.
     let kind = std::fs::metadata(path).map_err(failed)?.file_type();
     if !kind.is_file() && !kind.is_dir() && !std::os::unix::fs::FileTypeExt::is_block_device(&kind) {

@@ -196,13 +196,18 @@ impl Succession {
         }
     }
 
+    /// Lets go of the server before, and of what it still had.
+    fn forget_before(&mut self, subject: &Subject) {
+        self.before = None;
+        subject.registry.forget_all_before();
+        self.heard = State::default();
+    }
+
     fn ended(&mut self, side: Side, subject: &Subject) {
         match (side, &mut self.after) {
             (Side::Before, _) => {
                 tracing::info!("The server before has ended");
-                self.before = None;
-                subject.registry.forget_all_before();
-                self.heard = State::default();
+                self.forget_before(subject);
                 self.share_memory(subject);
             }
             (Side::After, Some(after)) => {
@@ -213,9 +218,7 @@ impl Succession {
                 );
                 (after.bridge, after.ended) = (None, Some(Instant::now()));
                 // Nor can anybody reach the server before, which is told so by this.
-                self.before = None;
-                subject.registry.forget_all_before();
-                self.heard = State::default();
+                self.forget_before(subject);
             }
             (Side::After, None) => {}
         }

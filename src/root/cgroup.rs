@@ -29,6 +29,7 @@ use rustix::process::{Pid, Signal};
 
 use super::limits::{Limits, Swap};
 use crate::error::{Error, ErrorKind, Result};
+use crate::swap;
 
 /// The group that the processes are in.
 const INNER: &str = "inside";
@@ -294,8 +295,7 @@ impl Cgroup {
     /// What a session has not that it should have, on this machine as it is: for people, if there is anything.
     pub(super) fn shortfall(&self) -> Option<String> {
         let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
-        // A line of titles, and one for each.
-        let swappable = self.swappable.as_deref().filter(|_| swaps.lines().nth(1).is_some());
+        let swappable = self.swappable.as_deref().filter(|_| swap::areas(&swaps).next().is_some());
         match (&self.lacking, swappable) {
             (None, None) => None,
             (Some(why), None) => Some(format!("no control group of its own ({why})")),

@@ -120,10 +120,10 @@ pub(super) fn image(
 /// # Errors
 /// What the kernel says.
 pub(super) fn copy(path: &Path, recursive: bool) -> Result<OwnedFd> {
-    clone(path, recursive).map_err(|error| Error::io("Cannot copy the mount of", error).on_path(path))
+    clone_tree(path, recursive).map_err(|error| Error::io("Cannot copy the mount of", error).on_path(path))
 }
 
-fn clone(path: &Path, recursive: bool) -> Result<OwnedFd, Errno> {
+fn clone_tree(path: &Path, recursive: bool) -> Result<OwnedFd, Errno> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
     open_tree(CWD, path, flags)
@@ -134,10 +134,15 @@ fn clone(path: &Path, recursive: bool) -> Result<OwnedFd, Errno> {
 /// # Errors
 /// What the kernel says.
 pub(super) fn copy_with(path: &Path, recursive: bool, attributes: MountAttrFlags) -> Result<OwnedFd> {
-    with(copy(path, recursive)?, path, recursive, attributes)
+    with_attributes(copy(path, recursive)?, path, recursive, attributes)
 }
 
-fn with(mount: OwnedFd, path: &Path, recursive: bool, attributes: MountAttrFlags) -> Result<OwnedFd> {
+fn with_attributes(
+    mount: OwnedFd,
+    path: &Path,
+    recursive: bool,
+    attributes: MountAttrFlags,
+) -> Result<OwnedFd> {
     sys::mount::set_attributes(mount.as_fd(), recursive, attributes, MountAttrFlags::empty(), None)
         .map_err(|error| Error::io("Cannot set the attributes of", error).on_path(path))?;
     Ok(mount)
@@ -149,8 +154,8 @@ fn with(mount: OwnedFd, path: &Path, recursive: bool, attributes: MountAttrFlags
 /// # Errors
 /// What the kernel says, in words for who named the path.
 pub(super) fn bind(path: &Path, attributes: MountAttrFlags) -> Result<OwnedFd> {
-    let mount = clone(path, true).map_err(|error| cannot_bind(path, error))?;
-    with(mount, path, true, attributes)
+    let mount = clone_tree(path, true).map_err(|error| cannot_bind(path, error))?;
+    with_attributes(mount, path, true, attributes)
 }
 
 /// That `path` cannot be seen elsewhere.
@@ -159,7 +164,7 @@ pub(super) fn cannot_bind(path: &Path, error: Errno) -> Error {
     if error == Errno::NOENT { cannot.advise("make it, or bind another path") } else { cannot }
 }
 
-/// The same as [`bind`] of what is open already and was at `path`.
+/// As [`bind`], of what is open already and was at `path`.
 ///
 /// # Errors
 /// What the kernel says.
@@ -173,7 +178,7 @@ pub(super) fn copy_opened(
         | OpenTreeFlags::AT_RECURSIVE
         | OpenTreeFlags::AT_EMPTY_PATH;
     let mount = open_tree(opened, "", flags).map_err(|error| cannot_bind(path, error))?;
-    with(mount, path, true, attributes)
+    with_attributes(mount, path, true, attributes)
 }
 
 /// Gives what is mounted at `path` these attributes in addition.

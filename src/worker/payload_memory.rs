@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorKind, Result, plain};
 use crate::limits::{INPUT_BYTES, SEALED_BYTES};
 use crate::overlay::{OverflowFile, Pool};
 use crate::size::human;
+use crate::swap;
 use crate::sys::{Buffer, Hiding};
 use std::io;
 use std::sync::Arc;
@@ -60,9 +61,9 @@ impl Memory {
     }
 }
 
-/// Whether anything can be swapped out, by what the kernel tells of its swap areas, if it does: a line about each below a head.
+/// Whether anything can be swapped out, by what the kernel tells of its swap areas, if it does.
 fn has_swap(swaps: Option<&str>) -> bool {
-    swaps.is_none_or(|text| text.lines().nth(1).is_some())
+    swaps.is_none_or(|text| swap::areas(text).next().is_some())
 }
 
 /// What is to be said of a limit beyond what there is.
