@@ -35,9 +35,22 @@ impl Terminal {
     }
 
     /// Makes the window another size; nobody is told.
-    pub fn resize(&self, rows: u16, columns: u16) {
+    fn resize(&self, rows: u16, columns: u16) {
         let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         tcsetwinsize(&self.master, size).unwrap();
+    }
+
+    /// Makes the window larger, has the program told so by `tell`, and waits until the shell inside has it so. The shell's
+    /// command waits for that from before: at a prompt, Readline sets the size that it has just asked for (`set_winsize`
+    /// in its rltty.c), and would undo a change that comes between.
+    #[track_caller]
+    pub fn enlarge(&mut self, tell: impl FnOnce()) {
+        let wait = "until [ \"$(stty size)\" = '50 132' ]; do sleep 0.1; done";
+        self.write(&format!("echo waits-$((1+1)); {wait}; echo larger-$((1+1))\n"));
+        self.expect("waits-2");
+        self.resize(50, 132);
+        tell();
+        self.expect("larger-2");
     }
 
     /// Starts a program that has it as standard input, output and error.

@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -179,6 +181,16 @@ impl Place {
         names.collect()
     }
 
+    /// Whether there is a process that was started with a path in this place.
+    fn is_going(&self) -> bool {
+        let own = self.path("").into_os_string().into_vec();
+        let mut processes = fs::read_dir("/proc").expect("reading /proc").flatten();
+        processes.any(|entry| {
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            line.windows(own.len()).any(|part| part == own)
+        })
+    }
+
     /// Panics if there is anything left of sessions.
     #[track_caller]
     pub fn assert_empty(&self) {
@@ -191,9 +203,13 @@ impl Place {
 
 impl Drop for Place {
     /// What a launcher that was killed has left of its control groups is found by what it has written down, which goes with
-    /// this directory.
+    /// this directory. A failed test's launchers end by themselves, with their terminals, and write here until they have.
     fn drop(&mut self) {
         let _ = self.memdev("enter", &["--list"]).output();
+        let end = Instant::now() + Duration::from_secs(10);
+        while std::thread::panicking() && self.is_going() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 

@@ -35,11 +35,7 @@ fn a_shell_has_a_terminal_of_its_own() {
     terminal.write("\x03");
     terminal.write("echo $((20 + 3))\n");
     terminal.expect("23\r\n");
-    // The window is made larger.
-    terminal.resize(50, 132);
-    kill(&child.id().into(), Signal::WINCH);
-    terminal.write("until [ \"$(stty size)\" = '50 132' ]; do sleep 0.1; done; echo larger-$((1+1))\n");
-    terminal.expect("larger-2");
+    terminal.enlarge(|| kill(&child.id().into(), Signal::WINCH));
     terminal.write("exit 4\n");
     assert_eq!(child.wait().unwrap().code(), Some(4));
     let after = tcgetattr(&terminal.slave).unwrap();
