@@ -33,9 +33,6 @@ use super::watch::Watch;
 use crate::attach::control;
 use crate::error::{Error, Result};
 
-/// How many deliveries there are at the same time.
-const DELIVERIES: usize = 4;
-
 /// How often those who look are told how far it is.
 const TELL: Duration = Duration::from_millis(200);
 
@@ -120,7 +117,7 @@ pub(crate) fn serve(job: Job<'_>, channel: BorrowedFd<'_>) -> Result<()> {
     let mut status = Status::new(&options.state, job.session_name, tree.place(), job.destination);
     let _ = control::send(channel, &json!({ "filled": true, "notes": notes.all() }), &[]);
     std::thread::scope(|scope| {
-        for _ in 0..DELIVERIES {
+        for _ in 0..store.at_once() {
             scope.spawn(|| shared.work());
         }
         let mut main = Main { shared: &shared, watch, inside: job.inside, channel: Some(channel) };

@@ -252,6 +252,11 @@ pub(crate) trait Store: Send + Sync {
     /// What it cannot keep: for people.
     fn lacks(&self) -> Vec<&'static str>;
 
+    /// How many may do something here at the same time, to the good of all.
+    fn at_once(&self) -> usize {
+        4
+    }
+
     /// What is at `path`; nothing if there is nothing.
     fn find(&self, path: &Path) -> io::Result<Option<Found>>;
 

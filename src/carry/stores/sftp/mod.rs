@@ -1,23 +1,28 @@
 //! A directory of an SFTP server (`sftp://[USER@]HOST[:PORT]/PATH`), by connections that the system's own `ssh` makes.
 //!
 //! A file gets a temporary name, is written, dressed and synced there, and then renamed: to a name that nothing has by a
-//! rename that fails if something has it by then, else by one that replaces. A connection that is lost is an error of
-//! whatever was under way; the next one who needs one makes another.
+//! rename that fails if something has it by then, else by one that replaces. That takes six round trips: many files are on
+//! their way at once, over few connections ([`pool`]).
 //!
 //! The protocol has no way to stay below a directory whatever others do there. That what is above a path are directories, and no
 //! links, is looked at in the same round trip before each step; the account's rights on the server are what bounds the
 //! rest.
 
-mod wire;
+mod connection;
+mod message;
+mod pool;
+mod requests;
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
 
-use self::wire::{Attributes, Connection, Reading};
+use self::message::Attributes;
+use self::pool::Pool;
+use self::requests::{Reading, Requests};
 use super::address::Address;
 use super::names::Names;
 use super::{
@@ -26,15 +31,15 @@ use super::{
 use crate::carry::entry::{Kind, Meta, Stamp, Time, is_inner};
 use crate::error::{Error, ErrorKind, Result};
 
-/// How many connections are kept that nobody uses just now: as many as there are deliveries.
-const IDLE: usize = 4;
+/// How many files are on their way at the same time.
+const AT_ONCE: usize = 32;
 
 /// The store.
 pub(super) struct Sftp {
     address: Address,
+    pool: Pool,
     tag: String,
     count: AtomicU64,
-    idle: Mutex<Vec<Connection>>,
     server: OnceLock<Server>,
 }
 
@@ -58,9 +63,9 @@ impl Sftp {
         })?;
         let this = Self {
             address,
+            pool: Pool::default(),
             tag: tag.to_owned(),
             count: AtomicU64::new(0),
-            idle: Mutex::new(Vec::new()),
             server: OnceLock::new(),
         };
         if at_once {
@@ -73,71 +78,51 @@ impl Sftp {
         Ok(this)
     }
 
-    fn with<T>(&self, work: impl FnOnce(&mut Connection) -> io::Result<T>) -> io::Result<T> {
-        let mut connection = self.take()?;
-        let result = work(&mut connection);
-        let result = result.map_err(|error| connection.explain(error));
-        self.give(connection);
-        result
-    }
-
-    fn take(&self) -> io::Result<Connection> {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        idle.map_or_else(|| Connection::new(&self.address), Ok)
-    }
-
-    fn give(&self, connection: Connection) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if !connection.is_fine() {
-            // The others have most likely met the same.
-            let others = std::mem::take(&mut *idle);
-            drop(idle);
-            drop(others);
-        } else if idle.len() < IDLE {
-            idle.push(connection);
-        }
+    fn with<T>(&self, work: impl FnOnce(&mut Requests) -> io::Result<T>) -> io::Result<T> {
+        let mut requests = self.pool.requests(&self.address)?;
+        work(&mut requests).map_err(|error| requests.explain(error))
     }
 
     fn server(&self) -> io::Result<&Server> {
         if let Some(server) = self.server.get() {
             return Ok(server);
         }
-        let server = self.with(|connection| self.try_out(connection))?;
+        let server = self.with(|requests| self.try_out(requests))?;
         Ok(self.server.get_or_init(|| server))
     }
 
     /// Finds out what the server can keep.
-    fn try_out(&self, connection: &mut Connection) -> io::Result<Server> {
-        if !connection.has("posix-rename@openssh.com") {
+    fn try_out(&self, requests: &mut Requests) -> io::Result<Server> {
+        if !requests.has("posix-rename@openssh.com") {
             let why = "the server cannot replace a file in one step (posix-rename@openssh.com)";
             return Err(io::Error::new(io::ErrorKind::Unsupported, why));
         }
-        let root = connection.real_path(start(&self.address.path))?;
-        let attributes = connection.stat(&root)?;
+        let root = requests.real_path(start(&self.address.path))?;
+        let attributes = requests.stat(&root)?;
         if kind(&attributes) != Kind::Directory {
             return Err(io::ErrorKind::NotADirectory.into());
         }
         let path = [&root[..], b"/", self.temporary().as_bytes()].concat();
-        let handle = connection.create(&path)?;
+        let handle = requests.create(&path)?;
         let somebody = Attributes { owner: Some((1, 1)), ..Attributes::default() };
-        let has_owners = connection.fsetstat(&handle, &somebody).is_ok();
-        let has_sync = connection.has("fsync@openssh.com") && connection.sync(&handle).is_ok();
-        let closed = connection.close(&handle);
-        connection.remove(&path).and(closed)?;
+        let has_owners = requests.fsetstat(&handle, &somebody).is_ok();
+        let has_sync = requests.has("fsync@openssh.com") && requests.sync(&handle).is_ok();
+        let closed = requests.close(&handle);
+        requests.remove(&path).and(closed)?;
         // Some servers have the two names in the other order: what was made says which.
-        let has_links = connection.symlink(b"x", &path).is_ok()
-            && connection.read_link(&path).is_ok_and(|target| target == "x");
+        let has_links = requests.symlink(b"x", &path).is_ok()
+            && requests.read_link(&path).is_ok_and(|target| target == "x");
         if has_links {
-            connection.remove(&path)?;
+            requests.remove(&path)?;
         }
         let owner = attributes.owner.unwrap_or_default();
         Ok(Server { root, owner, has_owners, has_links, has_sync })
     }
 
     /// The whole path there. What is above it is asked to be directories.
-    fn whole(&self, server: &Server, connection: &mut Connection, path: &Path) -> io::Result<Vec<u8>> {
+    fn whole(&self, server: &Server, requests: &mut Requests, path: &Path) -> io::Result<Vec<u8>> {
         let (whole, above) = Self::paths(server, path)?;
-        for attributes in connection.lstat_all(&above)? {
+        for attributes in requests.lstat_all(&above)? {
             if kind(&attributes?) != Kind::Directory {
                 return Err(io::ErrorKind::NotADirectory.into());
             }
@@ -163,7 +148,7 @@ impl Sftp {
         let server = self.server()?;
         let (whole, mut all) = Self::paths(server, path)?;
         all.push(whole);
-        let mut all = self.with(|connection| connection.lstat_all(&all))?;
+        let mut all = self.with(|requests| requests.lstat_all(&all))?;
         let last = all.pop().ok_or(io::ErrorKind::InvalidData)?;
         for above in all {
             if kind(&above?) != Kind::Directory {
@@ -177,12 +162,12 @@ impl Sftp {
     fn at<T>(
         &self,
         path: &Path,
-        work: impl FnOnce(&mut Connection, &[u8], &Server) -> io::Result<T>,
+        work: impl FnOnce(&mut Requests, &[u8], &Server) -> io::Result<T>,
     ) -> io::Result<T> {
         let server = self.server()?;
-        self.with(|connection| {
-            let path = self.whole(server, connection, path)?;
-            work(connection, &path, server)
+        self.with(|requests| {
+            let path = self.whole(server, requests, path)?;
+            work(requests, &path, server)
         })
     }
 
@@ -240,6 +225,10 @@ fn times(modified: Time) -> Attributes {
 }
 
 impl Store for Sftp {
+    fn at_once(&self) -> usize {
+        AT_ONCE
+    }
+
     fn lacks(&self) -> Vec<&'static str> {
         let mut all = vec!["extended attributes, set-id bits, fractions of seconds"];
         let Some(server) = self.server.get() else { return all };
@@ -261,37 +250,28 @@ impl Store for Sftp {
 
     fn list(&self, path: &Path) -> io::Result<Vec<(OsString, Found)>> {
         let (server, all) =
-            self.at(path, |connection, whole, _| Ok((self.server()?, connection.list(whole)?)))?;
+            self.at(path, |requests, whole, _| Ok((self.server()?, requests.list(whole)?)))?;
         let all = all.into_iter().filter(|(name, _)| !is_temporary(name));
         Ok(all.map(|(name, attributes)| (name, self.found(server, &attributes))).collect())
     }
 
     fn get(&self, path: &Path) -> io::Result<Box<dyn Content + '_>> {
         let server = self.server()?;
-        let mut connection = self.take()?;
-        let opened = self.whole(server, &mut connection, path).and_then(|whole| {
-            let attributes = connection.lstat(&whole)?;
+        let mut requests = self.pool.requests(&self.address)?;
+        let opened = self.whole(server, &mut requests, path).and_then(|whole| {
+            let attributes = requests.lstat(&whole)?;
             match kind(&attributes) {
-                Kind::File => Ok((connection.open(&whole)?, attributes.size.unwrap_or(0))),
+                Kind::File => Ok((requests.open(&whole)?, attributes.size.unwrap_or(0))),
                 // A pipe would be waited for.
                 _ => Err(io::ErrorKind::NotFound.into()),
             }
         });
-        match opened {
-            Ok((handle, size)) => {
-                let reading = Reading::new(handle);
-                Ok(Box::new(Download { store: self, connection: Some(connection), reading, size }))
-            }
-            Err(error) => {
-                let error = connection.explain(error);
-                self.give(connection);
-                Err(error)
-            }
-        }
+        let (handle, size) = opened.map_err(|error| requests.explain(error))?;
+        Ok(Box::new(Download { requests, reading: Reading::new(handle), size }))
     }
 
     fn target(&self, path: &Path) -> io::Result<OsString> {
-        self.at(path, |connection, whole, _| connection.read_link(whole))
+        self.at(path, |requests, whole, _| requests.read_link(whole))
     }
 
     fn put(
@@ -302,26 +282,26 @@ impl Store for Sftp {
         aside: Aside<'_>,
     ) -> io::Result<Stamp> {
         self.leave(path, aside, |temporary| {
-            self.at(temporary, |connection, whole, server| {
-                let handle = connection.create(whole)?;
+            self.at(temporary, |requests, whole, server| {
+                let handle = requests.create(whole)?;
                 // What is asked for of one file is done in the order in which it is asked for: nothing is waited for in between.
                 let sent = (|| {
-                    parts(content, &mut |at, part| connection.write_at(&handle, at, part))?;
+                    parts(content, &mut |at, part| requests.write_at(&handle, at, part))?;
                     if content.has_holes() {
                         let size = Attributes { size: Some(content.size()), ..Attributes::default() };
-                        connection.fsetstat_later(&handle, &size)?;
+                        requests.fsetstat_later(&handle, &size)?;
                     }
                     for attributes in Self::dressed(server, properties, 0o777) {
-                        connection.fsetstat_later(&handle, &attributes)?;
+                        requests.fsetstat_later(&handle, &attributes)?;
                     }
-                    connection.fsetstat_later(&handle, &times(properties.modified))?;
+                    requests.fsetstat_later(&handle, &times(properties.modified))?;
                     if server.has_sync {
-                        connection.sync_later(&handle)?;
+                        requests.sync_later(&handle)?;
                     }
                     Ok(())
                 })();
                 // What was sent is answered, whatever became of the rest; and closed.
-                let (done, attributes) = connection.finish(&handle);
+                let (done, attributes) = requests.finish(&handle);
                 sent.and(done)?;
                 let attributes = attributes?;
                 if attributes.size != Some(content.size()) {
@@ -340,54 +320,54 @@ impl Store for Sftp {
         aside: Aside<'_>,
     ) -> io::Result<Stamp> {
         self.leave(path, aside, |temporary| {
-            self.at(temporary, |connection, whole, server| {
+            self.at(temporary, |requests, whole, server| {
                 if !server.has_links {
                     return Err(io::Error::new(
                         io::ErrorKind::InvalidInput,
                         "the server makes no symbolic links",
                     ));
                 }
-                connection.symlink(target.as_bytes(), whole)?;
-                if connection.has("lsetstat@openssh.com") {
+                requests.symlink(target.as_bytes(), whole)?;
+                if requests.has("lsetstat@openssh.com") {
                     let mut all = Self::dressed(server, properties, 0);
                     // Links have no mode.
                     all.pop();
                     for attributes in all.into_iter().chain([times(properties.modified)]) {
-                        let _ = connection.lsetstat(whole, &attributes);
+                        let _ = requests.lsetstat(whole, &attributes);
                     }
                 }
-                Ok(stamp(&connection.lstat(whole)?))
+                Ok(stamp(&requests.lstat(whole)?))
             })
         })
     }
 
     fn make_directory(&self, path: &Path, properties: &Properties, aside: Aside<'_>) -> io::Result<Stamp> {
         self.clear_for_directory(path, aside)?;
-        self.at(path, |connection, whole, server| {
-            let made = connection.make_directory(whole);
-            let attributes = connection.lstat(whole);
+        self.at(path, |requests, whole, server| {
+            let made = requests.make_directory(whole);
+            let attributes = requests.lstat(whole);
             // Somebody else may have been faster.
             if !attributes.is_ok_and(|attributes| kind(&attributes) == Kind::Directory) {
                 made?;
                 return Err(io::ErrorKind::NotADirectory.into());
             }
             for attributes in Self::dressed(server, properties, 0o1777) {
-                match connection.setstat(whole, &attributes) {
+                match requests.setstat(whole, &attributes) {
                     // It is another account's, which lets this one write.
                     Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
                     result => result?,
                 }
             }
-            Ok(stamp(&connection.lstat(whole)?))
+            Ok(stamp(&requests.lstat(whole)?))
         })
     }
 
     fn remove(&self, path: &Path, kind: Kind) -> io::Result<()> {
-        let removed = self.at(path, |connection, whole, _| {
+        let removed = self.at(path, |requests, whole, _| {
             if kind != Kind::Directory {
-                return connection.remove(whole);
+                return requests.remove(whole);
             }
-            connection.remove_directory(whole).map_err(|error| match connection.list(whole) {
+            requests.remove_directory(whole).map_err(|error| match requests.list(whole) {
                 // The protocol has no word for it.
                 Ok(all) if !all.is_empty() => io::ErrorKind::DirectoryNotEmpty.into(),
                 _ => error,
@@ -400,7 +380,7 @@ impl Store for Sftp {
     }
 
     fn sweep(&self, directory: &Path) -> io::Result<()> {
-        let all = self.at(directory, |connection, whole, _| connection.list(whole))?;
+        let all = self.at(directory, |requests, whole, _| requests.list(whole))?;
         for (name, attributes) in all {
             if is_abandoned(&name, &self.tag) {
                 self.remove(&directory.join(&name), kind(&attributes))?;
@@ -416,11 +396,11 @@ impl Names for Sftp {
     }
 
     fn rename(&self, from: &Path, to: &Path, _kind: Kind) -> io::Result<()> {
-        self.at(from, |connection, whole, _| connection.rename(whole, &beside(whole, from, to)))
+        self.at(from, |requests, whole, _| requests.rename(whole, &beside(whole, from, to)))
     }
 
     fn replace(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.at(from, |connection, whole, _| connection.replace(whole, &beside(whole, from, to)))
+        self.at(from, |requests, whole, _| requests.replace(whole, &beside(whole, from, to)))
     }
 }
 
@@ -430,33 +410,28 @@ fn beside(whole: &[u8], from: &Path, to: &Path) -> Vec<u8> {
     [&whole[..whole.len() - name(from).len()], &name(to)].concat()
 }
 
-/// A file that is being read; its connection is its own as long as that lasts.
-struct Download<'a> {
-    store: &'a Sftp,
-    connection: Option<Connection>,
+/// A file that is being read.
+struct Download {
+    requests: Requests,
     reading: Reading,
     size: u64,
 }
 
-impl Content for Download<'_> {
+impl Content for Download {
     fn size(&self) -> u64 {
         self.size
     }
 }
 
-impl Read for Download<'_> {
+impl Read for Download {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let connection = self.connection.as_mut().ok_or(io::ErrorKind::NotConnected)?;
-        self.reading.read(connection, buffer).map_err(|error| connection.explain(error))
+        self.reading.read(&mut self.requests, buffer).map_err(|error| self.requests.explain(error))
     }
 }
 
-impl Drop for Download<'_> {
+impl Drop for Download {
     fn drop(&mut self) {
-        if let Some(mut connection) = self.connection.take() {
-            self.reading.end(&mut connection);
-            self.store.give(connection);
-        }
+        self.reading.end(&mut self.requests);
     }
 }
 

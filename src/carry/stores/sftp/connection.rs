@@ -1,0 +1,264 @@
+//! A connection to an SFTP server, by the system's own `ssh`: its keys, agent, known hosts and settings are those that
+//! people have. Several [`Requests`](super::requests::Requests) use it at once, so that what takes several round trips of each file
+//! need not wait for the round trips of others:
+//!
+//! ```text
+//!  Requests ──┐                                                ┌──> inbox of who asked
+//!  Requests ──┼── one after the other ──> ssh ──> reader thread ─┼──> inbox of who asked
+//!  Requests ──┘                                                └──> ...
+//! ```
+//!
+//! What the server says is not trusted: lengths are bounded, and whatever is out of step ends the connection.
+
+use std::collections::{BTreeSet, HashMap};
+use std::convert::Infallible;
+use std::fs::File;
+use std::io::{self, BufReader, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::MemfdFlags;
+
+use super::message::{INIT, Message, Parser, Reply, VERSION, out_of_step};
+use crate::carry::stores::address::Address;
+use crate::error::plain;
+
+/// The longest message that is taken; OpenSSH sends none longer.
+const MESSAGE_MAX: usize = 256 << 10;
+
+/// A request's number, and what is answered.
+pub(super) type Answer = (u32, Reply);
+
+/// A connection.
+pub(super) struct Connection {
+    ssh: Mutex<Child>,
+    to: Mutex<Option<ChildStdin>>,
+    /// What ssh has said.
+    said: File,
+    next: AtomicU32,
+    answers: Arc<Answers>,
+    extensions: BTreeSet<Vec<u8>>,
+}
+
+/// Who gets which answer.
+#[derive(Default)]
+struct Answers(Mutex<Waiting>);
+
+#[derive(Default)]
+struct Waiting {
+    is_broken: bool,
+    /// By what the server has said.
+    is_out_of_step: bool,
+    next: u64,
+    users: HashMap<u64, Sender<Answer>>,
+    /// Requests that are not answered, and whose they are: who has gone by then need not have it.
+    due: HashMap<u32, u64>,
+}
+
+impl Answers {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads, until there is nothing more that could be read.
+    fn read(&self, mut from: BufReader<ChildStdout>) {
+        let Err(error) = self.read_all(&mut from);
+        let mut waiting = self.lock();
+        waiting.is_broken = true;
+        waiting.is_out_of_step = error.kind() == out_of_step().kind();
+        // Who waits hears that nothing comes any more.
+        waiting.users.clear();
+    }
+
+    fn read_all(&self, from: &mut BufReader<ChildStdout>) -> io::Result<Infallible> {
+        loop {
+            let message = receive(from)?;
+            let (id, reply) = Reply::parse(&message).ok_or_else(out_of_step)?;
+            let mut waiting = self.lock();
+            let user = waiting.due.remove(&id).ok_or_else(out_of_step)?;
+            if let Some(user) = waiting.users.get(&user) {
+                let _ = user.send((id, reply));
+            }
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Connection {
+    /// # Errors
+    /// In ssh's words, if it has any.
+    pub(super) fn new(address: &Address) -> io::Result<Self> {
+        let said = File::from(rustix::fs::memfd_create("ssh", MemfdFlags::CLOEXEC)?);
+        let mut command = Command::new("ssh");
+        // As sftp(1) has it; and nobody is there to answer a question, or to see that the network is gone.
+        for option in [
+            "BatchMode=yes",
+            "ClearAllForwardings=yes",
+            "ConnectTimeout=15",
+            "ForwardAgent=no",
+            "ForwardX11=no",
+            "PermitLocalCommand=no",
+            "ServerAliveCountMax=3",
+            "ServerAliveInterval=10",
+        ] {
+            command.args(["-o", option]);
+        }
+        if let Some(port) = address.port {
+            command.args(["-p", &port.to_string()]);
+        }
+        if let Some(user) = &address.user {
+            command.args(["-l", user]);
+        }
+        command.args(["-s", "--", &address.host, "sftp"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(said.try_clone()?);
+        let mut ssh = command
+            .spawn()
+            .map_err(|error| io::Error::new(error.kind(), format!("ssh: {}", plain(&error))))?;
+        let (to, from) = (ssh.stdin.take(), ssh.stdout.take());
+        let mut this = Self {
+            ssh: Mutex::new(ssh),
+            to: Mutex::new(to),
+            said,
+            next: AtomicU32::new(0),
+            answers: Arc::default(),
+            extensions: BTreeSet::new(),
+        };
+        let mut from = BufReader::with_capacity(MESSAGE_MAX, from.ok_or_else(out_of_step)?);
+        match this.greet(&mut from) {
+            Ok(extensions) => this.extensions = extensions,
+            Err(error) => return Err(this.explain(lost(error))),
+        }
+        let answers = Arc::clone(&this.answers);
+        // It ends with ssh.
+        std::thread::Builder::new().name("sftp-reader".into()).spawn(move || answers.read(from))?;
+        Ok(this)
+    }
+
+    fn greet(&self, from: &mut BufReader<ChildStdout>) -> io::Result<BTreeSet<Vec<u8>>> {
+        let mut message = Message::new(INIT);
+        message.number(3);
+        self.write(&message.whole())?;
+        let message = receive(from)?;
+        let (&kind, rest) = message.split_first().ok_or_else(out_of_step)?;
+        let mut parser = Parser(rest);
+        if kind != VERSION || parser.number().is_none_or(|version| version < 3) {
+            return Err(out_of_step());
+        }
+        let mut extensions = BTreeSet::new();
+        while let Some(name) = parser.text() {
+            parser.text();
+            extensions.insert(name.to_vec());
+        }
+        Ok(extensions)
+    }
+
+    pub(super) fn has(&self, extension: &str) -> bool {
+        self.extensions.contains(extension.as_bytes())
+    }
+
+    /// How many use it; `None` if it is of no use any more.
+    pub(super) fn users(&self) -> Option<usize> {
+        let waiting = self.answers.lock();
+        (!waiting.is_broken).then_some(waiting.users.len())
+    }
+
+    /// One more user: its number, and where its answers come to, until the connection is lost.
+    pub(super) fn join(&self) -> (u64, Receiver<Answer>) {
+        let (sender, inbox) = channel();
+        let mut waiting = self.answers.lock();
+        waiting.next += 1;
+        let user = waiting.next;
+        // Else the inbox is at its end at once.
+        if !waiting.is_broken {
+            waiting.users.insert(user, sender);
+        }
+        (user, inbox)
+    }
+
+    /// Why no answers come any more.
+    pub(super) fn why_lost(&self) -> io::Error {
+        if self.answers.lock().is_out_of_step {
+            out_of_step()
+        } else {
+            lost(io::ErrorKind::UnexpectedEof.into())
+        }
+    }
+
+    /// One less.
+    pub(super) fn leave(&self, user: u64) {
+        self.answers.lock().users.remove(&user);
+    }
+
+    /// A number for the next request.
+    pub(super) fn number(&self) -> u32 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Sends whole messages of `user`'s, which have these numbers.
+    pub(super) fn send(&self, user: u64, numbers: &[u32], messages: &[u8]) -> io::Result<()> {
+        // Before: an answer may be there at once.
+        self.answers.lock().due.extend(numbers.iter().map(|&number| (number, user)));
+        self.write(messages).map_err(|error| {
+            // Nobody knows how much of it was sent.
+            self.answers.lock().is_broken = true;
+            lost(error)
+        })
+    }
+
+    fn write(&self, bytes: &[u8]) -> io::Result<()> {
+        match &mut *self.to.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(to) => to.write_all(bytes),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    /// The connection is of no use any more: what went wrong, in ssh's words if it has any.
+    pub(super) fn explain(&self, error: io::Error) -> io::Error {
+        self.end();
+        let mut text = vec![0; 4096];
+        let got = self.said.read_at(&mut text, 0).unwrap_or(0);
+        let text = String::from_utf8_lossy(&text[..got]).into_owned();
+        let mut lines = text.lines().map(|line| line.trim().replace(char::is_control, " "));
+        match lines.rfind(|line| !line.is_empty()) {
+            Some(line) => io::Error::new(io::ErrorKind::ConnectionAborted, format!("ssh says: {line}")),
+            None => error,
+        }
+    }
+
+    /// Whoever writes or reads hears of it.
+    fn end(&self) {
+        let mut ssh = self.ssh.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = ssh.kill();
+        let _ = ssh.wait();
+    }
+}
+
+/// What is said of an end that nobody has explained.
+fn lost(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => {
+            io::Error::new(io::ErrorKind::ConnectionAborted, "the connection to the server is lost")
+        }
+        _ => error,
+    }
+}
+
+fn receive(from: &mut BufReader<ChildStdout>) -> io::Result<Vec<u8>> {
+    let mut length = [0; 4];
+    from.read_exact(&mut length)?;
+    let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+    if length == 0 || length > MESSAGE_MAX {
+        return Err(out_of_step());
+    }
+    let mut message = vec![0; length];
+    from.read_exact(&mut message)?;
+    Ok(message)
+}
