@@ -177,6 +177,10 @@ struct Delivered<'a> {
 }
 
 impl InTheWay for Delivered<'_> {
+    fn expects(&self) -> bool {
+        self.known.is_some_and(Known::is_there)
+    }
+
     fn aside(&mut self, found: &Found, at: &Path) -> io::Result<Option<PathBuf>> {
         let replaceable = match found.kind {
             Kind::Directory => self.delivery.store.list(at)?.is_empty(),

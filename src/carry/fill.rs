@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ring::digest::{Context, SHA256};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
@@ -16,6 +17,7 @@ use super::entry::{Kind, Meta, Time, Version, escape, hexadecimal};
 use super::known::{Known, KnownPaths};
 use super::rules::Rules;
 use super::stores::{self, Content, Found, Store};
+use super::together::together;
 use super::tree::{Beneath, Tree, remove_other_attributes};
 use crate::error::{Error, Result};
 
@@ -27,7 +29,32 @@ pub(crate) struct Fill<'a> {
     pub(crate) store: &'a dyn Store,
     pub(crate) rules: &'a Rules,
     pub(crate) notes: &'a Notes,
-    pub(crate) progress: &'a mut dyn FnMut(u64),
+    /// Is told how many files there are.
+    pub(crate) progress: &'a mut (dyn FnMut(u64) + Send),
+}
+
+/// What is still to be taken over.
+enum Left {
+    /// What is in a directory that is here already.
+    In(PathBuf),
+    File(PathBuf, Found),
+}
+
+/// What has been taken over.
+struct Taken<'a> {
+    known: &'a mut KnownPaths,
+    files: u64,
+    conflicts: u64,
+    progress: &'a mut (dyn FnMut(u64) + Send),
+}
+
+/// Who looks and fetches; there are several at once.
+struct Filler<'a> {
+    tree: &'a Tree,
+    store: &'a dyn Store,
+    rules: &'a Rules,
+    notes: &'a Notes,
+    taken: Mutex<Taken<'a>>,
 }
 
 impl Fill<'_> {
@@ -36,57 +63,82 @@ impl Fill<'_> {
     /// # Errors
     /// What the destination or the private root says; then nobody is to be let in.
     pub(crate) fn run(&mut self, known: &mut KnownPaths) -> Result<u64> {
-        let (mut files, mut conflicts) = (0, 0);
-        let mut left = vec![PathBuf::new()];
-        while let Some(directory) = left.pop() {
-            let failed = |error| {
-                Error::io("Cannot list at the destination", error).on(format!("'{}'", escape(&directory)))
-            };
-            // What is abandoned there is in nobody's way.
-            if let Err(error) = self.store.sweep(&directory) {
-                tracing::warn!(directory = %escape(&directory), %error, "Cannot remove what was abandoned");
-            }
-            for (name, found) in self.store.list(&directory).map_err(failed)? {
-                let path = directory.join(&name);
-                let is_directory = found.kind == Kind::Directory;
-                if !self.rules.takes(&path, is_directory) {
-                    continue;
-                }
-                conflicts += u64::from(is_conflict(&name));
-                if found.kind == Kind::Other {
-                    self.notes.add(format!(
-                        "{} is no file at the destination: it is not taken over",
-                        escape(&path)
-                    ));
-                    continue;
-                }
-                let hash = self.take(&path, &found).map_err(|error| {
-                    Error::io("Cannot fill in from the destination", error).on(format!("'{}'", escape(&path)))
-                })?;
-                let seen = self.tree.version(&path).ok().flatten();
-                if let Some(seen) = seen.map(Version::before_reading) {
-                    // As they are here now: some may not be held.
-                    let attributes = self.tree.hash_of_attributes(&path, seen.kind).unwrap_or(0);
-                    known.set(&path, Known { seen, there: Some(found.stamp), hash, attributes });
-                }
-                if is_directory {
-                    left.push(path);
-                } else {
-                    files += 1;
-                    (self.progress)(files);
-                }
-            }
-        }
+        let Self { tree, store, rules, notes, .. } = *self;
+        let taken = Taken { known, files: 0, conflicts: 0, progress: &mut *self.progress };
+        let filler = Filler { tree, store, rules, notes, taken: Mutex::new(taken) };
+        together(store.at_once(), vec![Left::In(PathBuf::new())], |left| match left {
+            Left::In(directory) => filler.look(&directory),
+            Left::File(path, found) => filler.take(&path, &found).map(|()| Vec::new()),
+        })?;
+        let Taken { files, conflicts, .. } = *filler.lock();
         if conflicts > 0 {
-            self.notes.add(format!(
+            notes.add(format!(
                 "there are {conflicts} files that are called *.conflict-*: two sessions had changed the same"
             ));
         }
         Ok(files)
     }
+}
+
+impl<'a> Filler<'a> {
+    fn lock(&self) -> MutexGuard<'_, Taken<'a>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the directories that are in one, and tells what there is to be fetched.
+    fn look(&self, directory: &Path) -> Result<Vec<Left>> {
+        let failed =
+            |error| Error::io("Cannot list at the destination", error).on(format!("'{}'", escape(directory)));
+        // What is abandoned there is in nobody's way.
+        if let Err(error) = self.store.sweep(directory) {
+            tracing::warn!(directory = %escape(directory), %error, "Cannot remove what was abandoned");
+        }
+        let mut left = Vec::new();
+        for (name, found) in self.store.list(directory).map_err(failed)? {
+            let path = directory.join(&name);
+            if !self.rules.takes(&path, found.kind == Kind::Directory) {
+                continue;
+            }
+            if is_conflict(&name) {
+                self.lock().conflicts += 1;
+            }
+            match found.kind {
+                Kind::Other => self
+                    .notes
+                    .add(format!("{} is no file at the destination: it is not taken over", escape(&path))),
+                Kind::Directory => {
+                    self.take(&path, &found)?;
+                    left.push(Left::In(path));
+                }
+                Kind::File | Kind::Link => left.push(Left::File(path, found)),
+            }
+        }
+        Ok(left)
+    }
+
+    /// Takes over one thing, and remembers it.
+    fn take(&self, path: &Path, found: &Found) -> Result<()> {
+        let hash = self.fetch(path, found).map_err(|error| {
+            Error::io("Cannot fill in from the destination", error).on(format!("'{}'", escape(path)))
+        })?;
+        let seen = self.tree.version(path).ok().flatten().map(Version::before_reading);
+        // As they are here now: some may not be held.
+        let attributes = seen.as_ref().and_then(|seen| self.tree.hash_of_attributes(path, seen.kind).ok());
+        let mut taken = self.lock();
+        if let Some(seen) = seen {
+            let there = Some(found.stamp.clone());
+            taken.known.set(path, Known { seen, there, hash, attributes: attributes.unwrap_or(0) });
+        }
+        if found.kind != Kind::Directory {
+            taken.files += 1;
+            let files = taken.files;
+            (taken.progress)(files);
+        }
+        Ok(())
+    }
 
     /// Its hash, if it has one.
-    fn take(&self, path: &Path, found: &Found) -> io::Result<Option<String>> {
+    fn fetch(&self, path: &Path, found: &Found) -> io::Result<Option<String>> {
         let (beneath, whole) = (self.tree.beneath(), self.tree.whole(path));
         let there = self.tree.version(path)?;
         if there.is_some_and(|there| there.kind != Kind::Directory || found.kind != Kind::Directory) {
@@ -189,7 +241,7 @@ fn copy(from: &mut dyn Content, to: &File) -> io::Result<Option<String>> {
         return Ok(None);
     }
     let mut context = Context::new(&SHA256);
-    let mut buffer = vec![0; PART];
+    let mut buffer = vec![0; stores::room(from.size(), PART)];
     let mut at = 0;
     loop {
         let got = from.read(&mut buffer)?;
@@ -283,6 +335,10 @@ mod tests {
     struct One(Option<Attributes>);
 
     impl Store for One {
+        fn at_once(&self) -> usize {
+            2
+        }
+
         fn lacks(&self) -> Vec<&'static str> {
             Vec::new()
         }

@@ -23,6 +23,7 @@ mod rules;
 mod spool;
 mod status;
 mod stores;
+mod together;
 mod tree;
 mod undelivered;
 mod watch;

@@ -15,7 +15,7 @@ use crate::support::wait_until;
 /// Runs everything here against one kind of server.
 macro_rules! scenarios {
     ($server:expr) => {
-        $crate::remote::scenarios!($server; there_and_back conflicts no_removal cut_off_and_back away_at_the_end killed
+        $crate::remote::scenarios!($server; there_and_back conflicts new_on_both_sides no_removal cut_off_and_back away_at_the_end killed
             killed_while_it_sends);
     };
     ($server:expr; $($name:ident)*) => {
@@ -122,6 +122,23 @@ pub fn conflicts(server: &mut dyn Server) {
     fs::write(server.files().join("x"), "outside").unwrap();
     running.tell();
     wait_until("it is delivered", || read(server, "x") == "inside\n");
+    kept_beside(server, &house);
+}
+
+/// Two make a file of the same name.
+pub fn new_on_both_sides(server: &mut dyn Server) {
+    let house = house(server);
+    let mut running = house.start(&[], &once_told("echo inside >x; sleep 1000"));
+    assert_eq!(running.line(), "set\n");
+    fs::write(server.files().join("x"), "outside").unwrap();
+    running.tell();
+    wait_until("it is delivered", || read(server, "x") == "inside\n");
+    kept_beside(server, &house);
+}
+
+/// What was written to `x` outside is there still, and that is told.
+#[track_caller]
+fn kept_beside(server: &dyn Server, house: &House) {
     let kept =
         || names(server).into_iter().filter(|name| name.starts_with("x.conflict-")).collect::<Vec<_>>();
     wait_until("the other is beside", || !kept().is_empty());

@@ -79,7 +79,7 @@ impl Server for Slow {
 pub struct Sshd {
     dir: TempDir,
     pub port: u16,
-    server: Option<Child>,
+    pub server: Option<Child>,
 }
 
 impl Sshd {

@@ -1,13 +1,14 @@
-//! `sftp://`: to OpenSSH's server, on loopback, by OpenSSH's client.
+//! `sftp://`: to OpenSSH's server, and to rclone's, whose rename replaces what has the name, on loopback, by OpenSSH's client.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
+use std::process::Command;
 
 use crate::house::{House, tree};
 use crate::interop_support::said;
 use crate::remote::{Server, house};
-use crate::servers::Sshd;
+use crate::servers::{Sshd, start};
 
 pub struct Sftp(Sshd);
 
@@ -63,8 +64,55 @@ impl Server for Sftp {
     }
 }
 
+/// `rclone serve sftp`, with the keys of the other.
+struct Rclone(Sftp);
+
+impl Rclone {
+    fn new() -> Self {
+        let mut this = Self(Sftp::new());
+        this.0.stop();
+        this.start();
+        this
+    }
+}
+
+impl Server for Rclone {
+    fn url(&self) -> String {
+        format!("sftp://root@127.0.0.1:{}/", self.0.0.port)
+    }
+
+    fn environment(&self) -> Vec<(&'static str, String)> {
+        self.0.environment()
+    }
+
+    fn files(&self) -> PathBuf {
+        self.0.files()
+    }
+
+    fn stop(&mut self) {
+        self.0.stop();
+    }
+
+    fn start(&mut self) {
+        let Sshd { port, .. } = self.0.0;
+        let path = |name: &str| self.0.0.path(name);
+        let mut command = Command::new("rclone");
+        command.args(["serve", "sftp", "--addr", &format!("127.0.0.1:{port}"), "--key"]).arg(path("host"));
+        command.arg("--authorized-keys").arg(path("authorized"));
+        // What is changed in the directory itself is to be seen, and what is written there.
+        command.args(["--dir-cache-time", "0s", "--vfs-cache-mode", "writes", "--vfs-write-back", "0s"]);
+        command.arg("--cache-dir").arg(path("cache")).arg("--config").arg(path("none")).arg(path("files"));
+        let server = start(&mut command, &path("log"), port);
+        self.0.0.server = Some(server);
+    }
+}
+
 mod every {
     crate::remote::scenarios!(super::Sftp::new());
+}
+
+mod rclone {
+    crate::remote::scenarios!(super::Rclone::new(); conflicts new_on_both_sides no_removal cut_off_and_back killed);
 }
 
 #[test]
@@ -155,4 +203,29 @@ fn sftp_of_an_account_that_cannot_give_files_away() {
     let mut command = house.place.run(&["--carry", &carry], &["sh", "-c", script]);
     let output = command.envs(server.environment()).output().unwrap();
     assert!(output.status.success(), "{}", crate::interop_support::said(&output));
+}
+
+/// As many files as there are, the connections are few; also where the server takes only one, as some do of an account.
+#[test]
+fn sftp_many_files_share_few_connections() {
+    let server = Sftp::new();
+    let path = |name: &str| server.0.path(name).to_str().unwrap().to_owned();
+    let ssh = format!("/usr/bin/ssh -F {} \"$@\"", path("ssh_config"));
+    let session = |script: &str, inside: &str| {
+        fs::write(path("bin/ssh"), format!("#!/bin/sh\necho >>{}\n{script}\n", path("started"))).unwrap();
+        fs::write(path("started"), "").unwrap();
+        house(&server).sh(&[], &format!("set -e; {inside}"));
+        let started = fs::read_to_string(path("started")).unwrap().lines().count();
+        assert!((1..=4).contains(&started), "{started} connections");
+    };
+    session(&format!("exec {ssh}"), "mkdir d; for n in $(seq 300); do echo $n >d/$n; done");
+    // Others fail at once. That is found out once, and not by each file.
+    session(
+        &format!("exec flock --nonblock {} {ssh}", path("started")),
+        "test $(cat d/* | sort -n | tail -n 1) = 300; test $(ls d | wc -l) = 300; mkdir e; for n in $(seq 300); do echo $n >e/$n; done",
+    );
+    let of = |n: u32| ["d", "e"].map(|directory| format!("{directory}/{n} 644 {}", n.to_string().len() + 1));
+    let mut expected: Vec<_> = (1..=300).flat_map(of).chain(["d/ 755".into(), "e/ 755".into()]).collect();
+    expected.sort();
+    assert_eq!(tree(&server.files()), expected);
 }

@@ -1,6 +1,9 @@
 //! The end: nobody is inside any more, and what is left is delivered, or kept in the spool.
 
-use std::path::Path;
+use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::Scope;
 use std::time::{Duration, Instant};
@@ -13,11 +16,17 @@ use super::{Shared, TELL};
 use crate::attach::control;
 use crate::carry::Options;
 use crate::carry::entry::escape;
+use crate::carry::known::Known;
 use crate::carry::report::Report;
 use crate::carry::spool;
 use crate::carry::status::Status;
+use crate::carry::stores::Found;
+use crate::carry::together::together;
 use crate::carry::watch::Look;
 use crate::error::plain;
+
+/// Of so many files in one directory, all that is there is asked for at once.
+const WORTH_A_LIST: usize = 8;
 
 impl<'a> Main<'a> {
     /// Delivers all that is left, as long as some of it can be; the rest goes into the spool.
@@ -137,28 +146,56 @@ impl<'a> Main<'a> {
 impl Shared<'_> {
     /// Looks whether everything that was delivered is there still, and tells what is not.
     fn check(&self) {
-        let delivered: Vec<_> = {
-            let state = self.lock();
-            let all = state.known.iter().filter(|(_, known)| known.is_there() && !known.is_directory());
-            all.map(|(path, known)| (path.clone(), known.clone())).collect()
-        };
-        for (path, known) in delivered {
-            match self.store.find(&path) {
-                Ok(Some(found)) if Some(&found.stamp) == known.there.as_ref() => {}
-                Ok(Some(_)) => self.notes.add(format!(
-                    "{} has been changed at the destination by somebody else: this session's version may be beside it, as \
-                     *.conflict-{}-*",
-                    escape(&path),
-                    self.session.name
-                )),
-                Ok(None) => {
-                    // This session may have removed it itself, and not carry that.
-                    if self.tree.version(&path).ok().flatten().is_some() {
-                        self.notes.add(format!("{} has been removed at the destination by somebody else", escape(&path)));
-                    }
-                }
-                Err(error) => self.notes.add(format!("{} cannot be checked: {}", escape(&path), plain(&error))),
+        let mut delivered: BTreeMap<PathBuf, Vec<(PathBuf, Known)>> = BTreeMap::new();
+        for (path, known) in self.lock().known.iter() {
+            if known.is_there() && !known.is_directory() {
+                let directory = path.parent().unwrap_or(Path::new("")).to_owned();
+                delivered.entry(directory).or_default().push((path.clone(), known.clone()));
             }
+        }
+        let delivered = delivered.into_iter().collect();
+        let Ok(()) = together(self.store.at_once(), delivered, |(directory, all)| {
+            self.check_in(&directory, &all);
+            Ok::<_, Infallible>(Vec::new())
+        });
+    }
+
+    /// The same for what is in one directory.
+    fn check_in(&self, directory: &Path, all: &[(PathBuf, Known)]) {
+        if all.len() < WORTH_A_LIST {
+            return all.iter().for_each(|(path, known)| self.check_one(path, known, self.store.find(path)));
+        }
+        let listed: HashMap<_, _> = match self.store.list(directory) {
+            Ok(listed) => listed.into_iter().collect(),
+            // Each is looked for, which tells what is wrong.
+            Err(_) => HashMap::new(),
+        };
+        for (path, known) in all {
+            let found = path.file_name().and_then(|name| listed.get(name));
+            let found = found.map_or_else(|| self.store.find(path), |found| Ok(Some(found.clone())));
+            self.check_one(path, known, found);
+        }
+    }
+
+    fn check_one(&self, path: &Path, known: &Known, found: io::Result<Option<Found>>) {
+        match found {
+            Ok(Some(found)) if Some(&found.stamp) == known.there.as_ref() => {}
+            Ok(Some(_)) => self.notes.add(format!(
+                "{} has been changed at the destination by somebody else: this session's version may be beside it, as \
+                 *.conflict-{}-*",
+                escape(path),
+                self.session.name
+            )),
+            Ok(None) => {
+                // This session may have removed it itself, and not carry that.
+                if self.tree.version(path).ok().flatten().is_some() {
+                    self.notes.add(format!(
+                        "{} has been removed at the destination by somebody else",
+                        escape(path)
+                    ));
+                }
+            }
+            Err(error) => self.notes.add(format!("{} cannot be checked: {}", escape(path), plain(&error))),
         }
     }
 }

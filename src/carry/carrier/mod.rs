@@ -100,6 +100,8 @@ pub(crate) fn serve(job: Job<'_>, channel: BorrowedFd<'_>) -> Result<()> {
         failing_since: None,
         last_success: Instant::now(),
         delivered: (0, 0),
+        workers: 1,
+        idle: 0,
     };
     let shared = Shared {
         tree: &tree,
@@ -117,9 +119,7 @@ pub(crate) fn serve(job: Job<'_>, channel: BorrowedFd<'_>) -> Result<()> {
     let mut status = Status::new(&options.state, job.session_name, tree.place(), job.destination);
     let _ = control::send(channel, &json!({ "filled": true, "notes": notes.all() }), &[]);
     std::thread::scope(|scope| {
-        for _ in 0..store.at_once() {
-            scope.spawn(|| shared.work());
-        }
+        scope.spawn(|| shared.work(scope));
         let mut main = Main { shared: &shared, watch, inside: job.inside, channel: Some(channel) };
         main.attend(&mut status);
         let mut report = main.finish(scope, options, &mut status, job.destination);
@@ -172,6 +172,9 @@ struct State {
     last_success: Instant,
     /// Files and bytes.
     delivered: (u64, u64),
+    /// How many threads deliver, and how many of them have nothing to do.
+    workers: usize,
+    idle: usize,
 }
 
 struct Shared<'a> {

@@ -1,7 +1,9 @@
-//! Deliveries: one after the other what is in the queue, by several threads.
+//! Deliveries: what is in the queue, by as many threads as have something to do.
 
 use std::io;
 use std::path::Path;
+use std::sync::PoisonError;
+use std::thread::Scope;
 use std::time::{Duration, Instant};
 
 use super::{Shared, State};
@@ -14,6 +16,9 @@ use crate::error::plain;
 
 /// How soon a file is looked at again that somebody writes, at the latest.
 const AFTER_BUSY: Duration = Duration::from_secs(1);
+
+/// So long who delivers waits for something to deliver; then only one does.
+const LINGER: Duration = Duration::from_secs(30);
 
 /// Why something was not delivered.
 enum Trouble {
@@ -36,8 +41,8 @@ impl Trouble {
 }
 
 impl Shared<'_> {
-    /// Delivers what is in the queue, one after the other.
-    pub(super) fn work(&self) {
+    /// Delivers what is in the queue, one after the other. While there is more that could be under way, others help.
+    pub(super) fn work<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
         let mut state = self.lock();
         loop {
             if state.over {
@@ -48,14 +53,22 @@ impl Shared<'_> {
             let next = if paused.is_some() { None } else { state.queue.pop(now) };
             let Some(path) = next else {
                 let until = paused.into_iter().chain(state.queue.next_time()).min();
-                let wait = until.map_or(Duration::from_secs(1), |until| until.saturating_duration_since(now));
-                let wait = wait.clamp(Duration::from_millis(5), Duration::from_secs(1));
-                state = self
-                    .wake
-                    .wait_timeout(state, wait)
-                    .map_or_else(|error| error.into_inner().0, |got| got.0);
+                let wait = until.map_or(LINGER, |until| until.saturating_duration_since(now));
+                state.idle += 1;
+                let waited = self.wake.wait_timeout(state, wait.clamp(Duration::from_millis(5), LINGER));
+                let (woken, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+                state = woken;
+                state.idle -= 1;
+                if timeout.timed_out() && until.is_none() && state.workers > 1 {
+                    state.workers -= 1;
+                    return;
+                }
                 continue;
             };
+            if state.idle == 0 && state.workers < self.store.at_once() && state.queue.has_more() {
+                state.workers += 1;
+                scope.spawn(|| self.work(scope));
+            }
             let known = state.known.get(&path).cloned();
             let at_rest = state.at_rest;
             drop(state);

@@ -25,6 +25,9 @@ use crate::carry::tree::{Beneath, remove_other_attributes, user_attributes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::root::reach;
 
+/// How many files are on their way at the same time: the file system may be another machine's, or wait for a disk.
+const AT_ONCE: usize = 8;
+
 /// How a file was inside, and whose it is: `MODE UID GID SECONDS ID NAME`, the mode in octal, the seconds those of its
 /// time, and then the session's id and name. Whoever edits the file there later changes its time, and so it is nobody's.
 const INSIDE: &str = "user.memdev";
@@ -299,6 +302,10 @@ impl Inside {
 }
 
 impl Store for Directory {
+    fn at_once(&self) -> usize {
+        AT_ONCE
+    }
+
     fn lacks(&self) -> Vec<&'static str> {
         let mut all = Vec::new();
         if !self.has_attributes {

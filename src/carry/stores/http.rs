@@ -20,8 +20,8 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// How long it may take to get a connection.
 const CONNECT: Duration = Duration::from_secs(15);
 
-/// How many connections are kept that nobody uses just now: as many as there are deliveries.
-const IDLE: usize = 4;
+/// How many requests there are at the same time, each with a connection of its own, which is kept for the next.
+pub(super) const AT_ONCE: usize = 8;
 
 /// The longest name that a server may give to a version, in bytes.
 const TAG_MAX: usize = 200;
@@ -60,8 +60,8 @@ pub(super) fn agent(is_secret: bool) -> io::Result<Agent> {
         .http_status_as_error(false)
         .allow_non_standard_methods(true)
         .user_agent(concat!("memdev/", env!("CARGO_PKG_VERSION")))
-        .max_idle_connections(IDLE)
-        .max_idle_connections_per_host(IDLE)
+        .max_idle_connections(AT_ONCE)
+        .max_idle_connections_per_host(AT_ONCE)
         .timeout_resolve(Some(CONNECT))
         .timeout_connect(Some(CONNECT))
         .timeout_per_read(Some(SILENCE))

@@ -192,12 +192,17 @@ impl Content for Text<'_> {
     }
 }
 
+/// How long a buffer has to be for a content of this size, so that it and its end are read in one go; `most` for a long one.
+pub(crate) fn room(size: u64, most: usize) -> usize {
+    usize::try_from(size.saturating_add(1)).map_or(most, |size| size.min(most))
+}
+
 /// Hands over a content in parts, and where in the file each belongs: all of it, or of a file with holes what is no hole.
 fn parts(content: &mut dyn Content, take: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
     const PART: usize = 256 << 10;
-    let mut buffer = vec![0; PART];
     let mut at = 0;
     let size = content.size();
+    let mut buffer = vec![0; room(size, PART)];
     let Some(mut from) = content.sparse() else {
         loop {
             at += content.skip_hole();
@@ -234,6 +239,11 @@ fn parts(content: &mut dyn Content, take: &mut dyn FnMut(u64, &[u8]) -> io::Resu
 
 /// Who knows what is to become of what is under the name that something is to get.
 pub(crate) trait InTheWay {
+    /// Whether something is likely to be there.
+    fn expects(&self) -> bool {
+        true
+    }
+
     /// Where to what was found is to be moved, `None` if it may be replaced. The path is where it can be read at this moment.
     ///
     /// # Errors
@@ -253,9 +263,7 @@ pub(crate) trait Store: Send + Sync {
     fn lacks(&self) -> Vec<&'static str>;
 
     /// How many may do something here at the same time, to the good of all.
-    fn at_once(&self) -> usize {
-        4
-    }
+    fn at_once(&self) -> usize;
 
     /// What is at `path`; nothing if there is nothing.
     fn find(&self, path: &Path) -> io::Result<Option<Found>>;

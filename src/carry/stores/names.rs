@@ -15,6 +15,11 @@ pub(super) trait Names: Store {
     /// Gives what is at `from`, of this kind, a name beside it that nothing has; else it fails.
     fn rename(&self, from: &Path, to: &Path, kind: Kind) -> io::Result<()>;
 
+    /// Whether that is known to fail where something has the name. Else it is looked at before.
+    fn refuses_to_replace(&self) -> bool {
+        false
+    }
+
     /// The same for a file, in the place of the file or link that has the name.
     fn replace(&self, from: &Path, to: &Path) -> io::Result<()>;
 
@@ -35,8 +40,10 @@ pub(super) trait Names: Store {
 
     /// Gives what is called `temporary`, beside it, its name.
     fn expose(&self, temporary: &Path, path: &Path, aside: Aside<'_>) -> io::Result<()> {
-        for _ in 0..ATTEMPTS {
-            if let Some(found) = self.find(path)? {
+        for attempt in 0..ATTEMPTS {
+            // A round trip less for what is new.
+            let is_tried = attempt == 0 && !aside.expects() && self.refuses_to_replace();
+            if !is_tried && let Some(found) = self.find(path)? {
                 if let Some(target) = aside.aside(&found, path)? {
                     self.keep(path, &target, found.kind, aside)?;
                 } else if found.kind == Kind::Directory {

@@ -25,7 +25,7 @@ use self::account::{Account, parse};
 use self::beside::{attributes, found, meta};
 use self::wire::{Object, Only, Server};
 use super::beside::{DIRECTORY, FILE, LINK, Listed, read_target};
-use super::http::not_understood;
+use super::http::{self, not_understood};
 use super::{
     ABANDONED, Aside, Attributes, Content, Found, Properties, Store, TEMPORARY, Text, if_there, is_abandoned,
     is_name, is_temporary, temporary,
@@ -228,6 +228,10 @@ fn at_end(content: &mut dyn Content) -> io::Result<()> {
 }
 
 impl Store for S3 {
+    fn at_once(&self) -> usize {
+        http::AT_ONCE
+    }
+
     fn lacks(&self) -> Vec<&'static str> {
         let mut all = Vec::new();
         if self.has_conditions.get() == Some(&false) {

@@ -1,7 +1,7 @@
 //! A directory of an SFTP server (`sftp://[USER@]HOST[:PORT]/PATH`), by connections that the system's own `ssh` makes.
 //!
 //! A file gets a temporary name, is written, dressed and synced there, and then renamed: to a name that nothing has by a
-//! rename that fails if something has it by then, else by one that replaces. That takes six round trips: many files are on
+//! rename that fails if something has it by then, else by one that replaces. That takes five round trips or more: many files are on
 //! their way at once, over few connections ([`pool`]).
 //!
 //! The protocol has no way to stay below a directory whatever others do there. That what is above a path are directories, and no
@@ -32,7 +32,7 @@ use crate::carry::entry::{Kind, Meta, Stamp, Time, is_inner};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How many files are on their way at the same time.
-const AT_ONCE: usize = 32;
+const AT_ONCE: usize = 64;
 
 /// The store.
 pub(super) struct Sftp {
@@ -52,6 +52,8 @@ struct Server {
     has_owners: bool,
     has_links: bool,
     has_sync: bool,
+    /// A rename fails where something has the name, as the protocol wants it: not all servers do.
+    has_exclusive_rename: bool,
 }
 
 impl Sftp {
@@ -107,8 +109,15 @@ impl Sftp {
         let somebody = Attributes { owner: Some((1, 1)), ..Attributes::default() };
         let has_owners = requests.fsetstat(&handle, &somebody).is_ok();
         let has_sync = requests.has("fsync@openssh.com") && requests.sync(&handle).is_ok();
-        let closed = requests.close(&handle);
-        requests.remove(&path).and(closed)?;
+        requests.close(&handle)?;
+        let other = [&root[..], b"/", self.temporary().as_bytes()].concat();
+        let handle = requests.create(&other)?;
+        requests.close(&handle)?;
+        let has_exclusive_rename = requests.rename(&path, &other).is_err();
+        if has_exclusive_rename {
+            requests.remove(&path)?;
+        }
+        requests.remove(&other)?;
         // Some servers have the two names in the other order: what was made says which.
         let has_links = requests.symlink(b"x", &path).is_ok()
             && requests.read_link(&path).is_ok_and(|target| target == "x");
@@ -116,17 +125,13 @@ impl Sftp {
             requests.remove(&path)?;
         }
         let owner = attributes.owner.unwrap_or_default();
-        Ok(Server { root, owner, has_owners, has_links, has_sync })
+        Ok(Server { root, owner, has_owners, has_links, has_sync, has_exclusive_rename })
     }
 
     /// The whole path there. What is above it is asked to be directories.
     fn whole(&self, server: &Server, requests: &mut Requests, path: &Path) -> io::Result<Vec<u8>> {
         let (whole, above) = Self::paths(server, path)?;
-        for attributes in requests.lstat_all(&above)? {
-            if kind(&attributes?) != Kind::Directory {
-                return Err(io::ErrorKind::NotADirectory.into());
-            }
-        }
+        Self::expect_directories(requests.lstat_all(&above)?)?;
         Ok(whole)
     }
 
@@ -143,19 +148,35 @@ impl Sftp {
         Ok((below(path), above.map(below).collect()))
     }
 
-    /// What is there. What is above it is asked to be directories in the same round trip.
+    /// What is there.
     fn look(&self, path: &Path) -> io::Result<Found> {
         let server = self.server()?;
+        let (_, attributes) = self.with(|requests| self.look_at(requests, server, path))?;
+        Ok(self.found(server, &attributes))
+    }
+
+    /// The whole path there, and what it is. What is above it is asked to be directories in the same round trip.
+    fn look_at(
+        &self,
+        requests: &mut Requests,
+        server: &Server,
+        path: &Path,
+    ) -> io::Result<(Vec<u8>, Attributes)> {
         let (whole, mut all) = Self::paths(server, path)?;
-        all.push(whole);
-        let mut all = self.with(|requests| requests.lstat_all(&all))?;
+        all.push(whole.clone());
+        let mut all = requests.lstat_all(&all)?;
         let last = all.pop().ok_or(io::ErrorKind::InvalidData)?;
+        Self::expect_directories(all)?;
+        Ok((whole, last?))
+    }
+
+    fn expect_directories(all: Vec<io::Result<Attributes>>) -> io::Result<()> {
         for above in all {
             if kind(&above?) != Kind::Directory {
                 return Err(io::ErrorKind::NotADirectory.into());
             }
         }
-        last.map(|attributes| self.found(server, &attributes))
+        Ok(())
     }
 
     /// Does something with the whole path.
@@ -171,15 +192,11 @@ impl Sftp {
         })
     }
 
-    /// What belongs to a file beside its time.
-    fn dressed(server: &Server, properties: &Properties, mask: u32) -> Vec<Attributes> {
-        let Meta { mode, uid, gid } = properties.meta;
+    /// Whose it is to be, where that can be said.
+    fn owner(server: &Server, properties: &Properties) -> Option<(u32, u32)> {
+        let Meta { uid, gid, .. } = properties.meta;
         let of = |id, owner| if id == 0 { owner } else { id };
-        let owner = server.has_owners.then(|| (of(uid, server.owner.0), of(gid, server.owner.1)));
-        let owner = owner.map(|owner| Attributes { owner: Some(owner), ..Attributes::default() });
-        // After the owner, which may clear some of it.
-        let mode = Attributes { mode: Some(mode & mask), ..Attributes::default() };
-        owner.into_iter().chain([mode]).collect()
+        server.has_owners.then(|| (of(uid, server.owner.0), of(gid, server.owner.1)))
     }
 
     fn found(&self, server: &Server, attributes: &Attributes) -> Found {
@@ -258,8 +275,7 @@ impl Store for Sftp {
     fn get(&self, path: &Path) -> io::Result<Box<dyn Content + '_>> {
         let server = self.server()?;
         let mut requests = self.pool.requests(&self.address)?;
-        let opened = self.whole(server, &mut requests, path).and_then(|whole| {
-            let attributes = requests.lstat(&whole)?;
+        let opened = self.look_at(&mut requests, server, path).and_then(|(whole, attributes)| {
             match kind(&attributes) {
                 Kind::File => Ok((requests.open(&whole)?, attributes.size.unwrap_or(0))),
                 // A pipe would be waited for.
@@ -267,7 +283,7 @@ impl Store for Sftp {
             }
         });
         let (handle, size) = opened.map_err(|error| requests.explain(error))?;
-        Ok(Box::new(Download { requests, reading: Reading::new(handle), size }))
+        Ok(Box::new(Download { requests, reading: Reading::new(handle, size), size }))
     }
 
     fn target(&self, path: &Path) -> io::Result<OsString> {
@@ -291,10 +307,10 @@ impl Store for Sftp {
                         let size = Attributes { size: Some(content.size()), ..Attributes::default() };
                         requests.fsetstat_later(&handle, &size)?;
                     }
-                    for attributes in Self::dressed(server, properties, 0o777) {
-                        requests.fsetstat_later(&handle, &attributes)?;
-                    }
-                    requests.fsetstat_later(&handle, &times(properties.modified))?;
+                    let owner = Self::owner(server, properties);
+                    let mode = Some(properties.meta.mode & 0o777);
+                    let attributes = Attributes { owner, mode, ..times(properties.modified) };
+                    requests.fsetstat_later(&handle, &attributes)?;
                     if server.has_sync {
                         requests.sync_later(&handle)?;
                     }
@@ -329,10 +345,10 @@ impl Store for Sftp {
                 }
                 requests.symlink(target.as_bytes(), whole)?;
                 if requests.has("lsetstat@openssh.com") {
-                    let mut all = Self::dressed(server, properties, 0);
                     // Links have no mode.
-                    all.pop();
-                    for attributes in all.into_iter().chain([times(properties.modified)]) {
+                    let owner = Self::owner(server, properties);
+                    let owner = owner.map(|owner| Attributes { owner: Some(owner), ..Attributes::default() });
+                    for attributes in owner.into_iter().chain([times(properties.modified)]) {
                         let _ = requests.lsetstat(whole, &attributes);
                     }
                 }
@@ -351,7 +367,11 @@ impl Store for Sftp {
                 made?;
                 return Err(io::ErrorKind::NotADirectory.into());
             }
-            for attributes in Self::dressed(server, properties, 0o1777) {
+            let owner = Self::owner(server, properties);
+            let owner = owner.map(|owner| Attributes { owner: Some(owner), ..Attributes::default() });
+            let mode = Attributes { mode: Some(properties.meta.mode & 0o1777), ..Attributes::default() };
+            // After the owner, which may clear some of it.
+            for attributes in owner.into_iter().chain([mode]) {
                 match requests.setstat(whole, &attributes) {
                     // It is another account's, which lets this one write.
                     Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
@@ -391,6 +411,10 @@ impl Store for Sftp {
 }
 
 impl Names for Sftp {
+    fn refuses_to_replace(&self) -> bool {
+        self.server.get().is_some_and(|server| server.has_exclusive_rename)
+    }
+
     fn temporary(&self) -> OsString {
         temporary(&self.tag, self.count.fetch_add(1, Ordering::Relaxed))
     }

@@ -13,7 +13,7 @@ use crate::carry::stores::address::Address;
 const CONNECTIONS: usize = 4;
 
 /// So many use a connection before there is another one.
-const USERS: usize = 8;
+const USERS: usize = 16;
 
 /// For so long, what others use has to do where the server has not taken one more.
 const BACK_OFF: Duration = Duration::from_secs(30);

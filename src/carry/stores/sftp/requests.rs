@@ -16,7 +16,7 @@ use super::message::{
 use crate::carry::stores::is_name;
 
 /// What every server takes in one message (the draft's 34,000 bytes), less the message's own.
-const PART: usize = 32 << 10;
+const PART: u32 = 32 << 10;
 /// How many of them are on their way, one way or the other.
 const IN_FLIGHT: usize = 32;
 /// So many bytes of requests are sent although nobody waits for an answer yet.
@@ -233,7 +233,7 @@ impl Requests {
 
     /// Writes, without waiting for an answer until there are many: see [`Self::settle`].
     pub(super) fn write_at(&mut self, handle: &[u8], mut at: u64, bytes: &[u8]) -> io::Result<()> {
-        for part in bytes.chunks(PART) {
+        for part in bytes.chunks(PART as usize) {
             while self.waiting.len() + self.early.len() >= IN_FLIGHT {
                 self.settle_one()?;
             }
@@ -366,37 +366,41 @@ impl Requests {
 /// Reads a file, with several requests on their way.
 pub(super) struct Reading {
     handle: Handle,
+    /// What it is said to have. It is read to its end, wherever that is; but what is not expected is asked for one part at a time.
+    size: u64,
     /// From where on nothing was asked for.
     at: u64,
-    /// Requests, and how many bytes each asked for, in the order of the file.
-    asked: VecDeque<(u32, usize)>,
+    /// Requests, where they begin and how many bytes each asked for, in the order of the file.
+    asked: VecDeque<(u32, u64, u32)>,
     part: Vec<u8>,
     taken: usize,
     at_end: bool,
 }
 
 impl Reading {
-    pub(super) fn new(handle: Handle) -> Self {
-        let asked = VecDeque::new();
-        Self { handle, at: 0, asked, part: Vec::new(), taken: 0, at_end: false }
+    pub(super) fn new(handle: Handle, size: u64) -> Self {
+        Self { handle, size, at: 0, asked: VecDeque::new(), part: Vec::new(), taken: 0, at_end: false }
     }
 
     pub(super) fn read(&mut self, requests: &mut Requests, buffer: &mut [u8]) -> io::Result<usize> {
         while self.taken == self.part.len() && !self.at_end {
-            while self.asked.len() < IN_FLIGHT {
+            while self.asked.is_empty() || (self.asked.len() < IN_FLIGHT && self.at <= self.size) {
+                let begin = self.at;
+                // The end is asked for beside the last part: nothing is behind it.
+                let expected = u32::try_from(self.size.saturating_sub(begin)).unwrap_or(u32::MAX);
+                let wanted = if expected == 0 { PART } else { expected.min(PART) };
                 let id = requests.send(READ, |message| {
                     message.text(&self.handle);
-                    message.long(self.at);
-                    message.number(u32::try_from(PART).unwrap_or(u32::MAX));
+                    message.long(begin);
+                    message.number(wanted);
                 })?;
-                self.asked.push_back((id, PART));
-                self.at += PART as u64;
+                self.asked.push_back((id, begin, wanted));
+                self.at += u64::from(wanted);
             }
-            let Some((id, wanted)) = self.asked.pop_front() else { break };
-            let begin = self.at - (self.asked.len() as u64 + 1) * PART as u64;
+            let Some((id, begin, wanted)) = self.asked.pop_front() else { break };
             match requests.answer(id)? {
-                Reply::Data(part) if !part.is_empty() && part.len() <= wanted => {
-                    if part.len() < wanted {
+                Reply::Data(part) if !part.is_empty() && part.len() <= wanted as usize => {
+                    if part.len() < wanted as usize {
                         // There may be more in between: it is asked for again from there.
                         requests.forget();
                         self.asked.clear();
@@ -415,8 +419,9 @@ impl Reading {
         Ok(count)
     }
 
+    /// Nobody waits for the answers.
     pub(super) fn end(&mut self, requests: &mut Requests) {
-        requests.forget();
-        let _ = requests.close(&self.handle);
+        let closed = requests.send(CLOSE, |message| message.text(&self.handle));
+        let _ = closed.and_then(|_| requests.flush());
     }
 }

@@ -27,7 +27,7 @@ use super::address::Address;
 use super::beside::{
     DIRECTORY, FILE, LINK, Listed, NOT_KEPT, read_attributes, read_target, write_attributes,
 };
-use super::http::not_understood;
+use super::http::{self, not_understood};
 use super::names::Names;
 use super::{
     Aside, Attributes, Content, Found, Properties, Store, Text, if_there, is_abandoned, is_name,
@@ -231,6 +231,10 @@ fn attributes(resource: &Resource) -> Option<Attributes> {
 }
 
 impl Store for WebDav {
+    fn at_once(&self) -> usize {
+        http::AT_ONCE
+    }
+
     fn lacks(&self) -> Vec<&'static str> {
         match self.abilities.get() {
             Some(abilities) if !abilities.has_properties => {
