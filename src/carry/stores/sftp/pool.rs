@@ -2,7 +2,7 @@
 //! one makes another.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::connection::Connection;
@@ -15,56 +15,74 @@ const CONNECTIONS: usize = 4;
 /// So many use a connection before there is another one.
 const USERS: usize = 16;
 
-/// For so long, what others use has to do where the server has not taken one more.
+/// For so long, those that there are have to do where the server has not taken one more.
 const BACK_OFF: Duration = Duration::from_secs(30);
 
 /// The connections.
 #[derive(Default)]
-pub(super) struct Pool(Mutex<State>);
+pub(super) struct Pool(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
     connections: Vec<Arc<Connection>>,
+    /// One more is being made.
+    is_opening: bool,
     /// When none could be made last, and why.
     failed: Option<(Instant, io::ErrorKind, String)>,
 }
 
+impl State {
+    fn add(&mut self, made: io::Result<Connection>) -> io::Result<Arc<Connection>> {
+        let connection = Arc::new(made.inspect_err(|error| {
+            self.failed = Some((Instant::now(), error.kind(), error.to_string()));
+        })?);
+        self.connections.push(Arc::clone(&connection));
+        Ok(connection)
+    }
+}
+
 impl Pool {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// For the requests of one more.
     ///
     /// # Errors
     /// There is no connection, and none can be made.
     pub(super) fn requests(&self, address: &Address) -> io::Result<Requests> {
         let asked = Instant::now();
-        // To make one takes a while: who asks meanwhile uses that one.
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let State { connections, failed } = &mut *state;
-        connections.retain(|connection| connection.users().is_some());
+        // To make the first takes a while: who asks meanwhile waits for that one.
+        let mut state = self.lock();
+        state.connections.retain(|connection| connection.users().is_some());
         let users = |connection: &&Arc<Connection>| connection.users().unwrap_or(usize::MAX);
-        if let Some(connection) = connections.iter().find(|connection| users(connection) < USERS) {
+        if let Some(connection) = state.connections.iter().find(|connection| users(connection) < USERS) {
             return Ok(Requests::new(Arc::clone(connection)));
         }
-        if let Some(least) = connections.iter().min_by_key(users)
-            && (connections.len() >= CONNECTIONS
-                || failed.as_ref().is_some_and(|failed| failed.0.elapsed() < BACK_OFF))
-        {
-            return Ok(Requests::new(Arc::clone(least)));
+        if let Some(least) = state.connections.iter().min_by_key(users).cloned() {
+            let has_failed = state.failed.as_ref().is_some_and(|failed| failed.0.elapsed() < BACK_OFF);
+            if state.connections.len() < CONNECTIONS && !state.is_opening && !has_failed {
+                state.is_opening = self.open(address);
+            }
+            return Ok(Requests::new(least));
         }
         // Nor need each wait for a server that is away as long as the first has.
-        if let Some((_, kind, text)) = failed.as_ref().filter(|failed| failed.0 >= asked) {
+        if let Some((_, kind, text)) = state.failed.as_ref().filter(|failed| failed.0 >= asked) {
             return Err(io::Error::new(*kind, text.clone()));
         }
-        match Connection::new(address) {
-            Ok(connection) => {
-                let connection = Arc::new(connection);
-                connections.push(Arc::clone(&connection));
-                Ok(Requests::new(connection))
-            }
-            Err(error) => {
-                *failed = Some((Instant::now(), error.kind(), error.to_string()));
-                let other = connections.first().cloned();
-                other.map(Requests::new).ok_or(error)
-            }
-        }
+        state.add(Connection::new(address)).map(Requests::new)
+    }
+
+    /// Makes one more, which nobody waits for. Whether that has begun.
+    fn open(&self, address: &Address) -> bool {
+        let (pool, address) = (Self(Arc::clone(&self.0)), address.clone());
+        let open = move || {
+            let made = Connection::new(&address);
+            let mut state = pool.lock();
+            state.is_opening = false;
+            // That the server takes no more of them is nobody's error.
+            let _ = state.add(made);
+        };
+        std::thread::Builder::new().name("sftp-opener".into()).spawn(open).is_ok()
     }
 }
