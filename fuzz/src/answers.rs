@@ -1,10 +1,7 @@
-//! What servers of carried files answer, as XML: reading it ends, and what is understood is no more than there can be.
+//! What servers of carried files answer, as XML or as a message of SFTP: reading it ends, and what is understood is no more than
+//! there can be.
 
-use std::str;
-
-/// One input: the body of an answer.
+/// One input: the body of an answer, or a message.
 pub fn body(data: &[u8]) {
-    if let Ok(text) = str::from_utf8(data) {
-        memdev::carry::try_answer(text);
-    }
+    memdev::carry::try_answer(data);
 }

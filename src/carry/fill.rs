@@ -1,5 +1,6 @@
 //! The carried directory is filled from the destination, before anybody is inside.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
@@ -93,8 +94,10 @@ impl<'a> Filler<'a> {
         if let Err(error) = self.store.sweep(directory) {
             tracing::warn!(directory = %escape(directory), %error, "Cannot remove what was abandoned");
         }
-        let mut left = Vec::new();
-        for (name, found) in self.store.list(directory).map_err(failed)? {
+        // What is replaced meanwhile may be listed twice.
+        let listed: BTreeMap<_, _> = self.store.list(directory).map_err(failed)?.into_iter().collect();
+        let (mut directories, mut files) = (Vec::new(), Vec::new());
+        for (name, found) in listed {
             let path = directory.join(&name);
             if !self.rules.takes(&path, found.kind == Kind::Directory) {
                 continue;
@@ -108,12 +111,14 @@ impl<'a> Filler<'a> {
                     .add(format!("{} is no file at the destination: it is not taken over", escape(&path))),
                 Kind::Directory => {
                     self.take(&path, &found)?;
-                    left.push(Left::In(path));
+                    directories.push(Left::In(path));
                 }
-                Kind::File | Kind::Link => left.push(Left::File(path, found)),
+                Kind::File | Kind::Link => files.push(Left::File(path, found)),
             }
         }
-        Ok(left)
+        // The files come first, which are the last: they are as they were listed then.
+        directories.append(&mut files);
+        Ok(directories)
     }
 
     /// Takes over one thing, and remembers it.

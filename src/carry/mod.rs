@@ -169,8 +169,8 @@ impl Options {
 
 /// Has what a server may answer read by all that reads such. For the fuzzer: it panics if what is understood breaks a promise.
 #[doc(hidden)]
-pub fn try_answer(text: &str) {
-    stores::try_answer(text);
+pub fn try_answer(answer: &[u8]) {
+    stores::try_answer(answer);
 }
 
 #[cfg(test)]

@@ -150,11 +150,6 @@ impl Queue {
         None
     }
 
-    /// Whether others wait for nothing but their turn.
-    pub(crate) fn has_more(&self) -> bool {
-        self.ready.iter().any(|ready| !ready.is_empty())
-    }
-
     /// It has been delivered, or need not be.
     pub(crate) fn done(&mut self, path: &Path) {
         if self.removing.as_deref() == Some(path) {

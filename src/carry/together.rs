@@ -1,7 +1,7 @@
 //! Much to do, of which some can be done at the same time: what takes round trips need not wait for those of others.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::Scope;
+use std::thread::{self, Scope};
 
 /// What is shared by who works.
 struct Work<T, E, F> {
@@ -63,8 +63,9 @@ where
                 continue;
             };
             if !state.left.is_empty() && state.threads < self.at_once && state.busy + 1 == state.threads {
-                state.threads += 1;
-                scope.spawn(|| self.run(scope));
+                // If there can be no more threads, those that there are do it.
+                let helper = thread::Builder::new().spawn_scoped(scope, || self.run(scope));
+                state.threads += usize::from(helper.is_ok());
             }
             state.busy += 1;
             drop(state);

@@ -7,8 +7,10 @@ use std::process::Command;
 
 use crate::house::{House, tree};
 use crate::interop_support::said;
+use crate::machine::once_told;
 use crate::remote::{Server, house};
 use crate::servers::{Sshd, start};
+use crate::support::wait_until;
 
 pub struct Sftp(Sshd);
 
@@ -159,6 +161,22 @@ fn sftp_links_at_the_destination_lead_nowhere() {
     house(&server).sh(&[], "test -L d; test -L l; rm d l; mkdir d; echo inside >d/x; echo inside >l");
     assert_eq!(tree(&outside), ["x 644 9"]);
     assert_eq!(tree(&server.files()), ["d/ 755", "d/x 644 7", "l 644 7"]);
+}
+
+/// OpenSSH's rename puts a link in the place of one that leads nowhere on the server, as those of locks do.
+#[test]
+fn sftp_a_link_that_leads_nowhere_is_kept_beside() {
+    let server = Sftp::new();
+    let house = house(&server);
+    let mut running = house.start(&[], &once_told("ln -s inside:1 lock; echo >last; sleep 1000"));
+    assert_eq!(running.line(), "set\n");
+    symlink("outside:2", server.files().join("lock")).unwrap();
+    running.tell();
+    let target = |name: &str| fs::read_link(server.files().join(name)).ok();
+    wait_until("it is delivered", || target("lock") == Some("inside:1".into()));
+    let kept = tree(&server.files()).into_iter().filter(|entry| entry.starts_with("lock.conflict-"));
+    let kept: Vec<_> = kept.collect();
+    assert!(kept.len() == 1 && kept[0].ends_with(" -> outside:2"), "{kept:?}");
 }
 
 #[test]

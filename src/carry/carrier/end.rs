@@ -162,7 +162,7 @@ impl Shared<'_> {
 
     /// The same for what is in one directory.
     fn check_in(&self, directory: &Path, all: &[(PathBuf, Known)]) {
-        if all.len() < WORTH_A_LIST {
+        if all.len() < WORTH_A_LIST || !self.store.lists_at_once() {
             return all.iter().for_each(|(path, known)| self.check_one(path, known, self.store.find(path)));
         }
         let listed: HashMap<_, _> = match self.store.list(directory) {

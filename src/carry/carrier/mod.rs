@@ -87,22 +87,6 @@ pub(crate) fn serve(job: Job<'_>, channel: BorrowedFd<'_>) -> Result<()> {
         store
     };
     let watch = Watch::new(&tree);
-    let state = State {
-        queue: Queue::default(),
-        known,
-        over: false,
-        unlimited: false,
-        rescan: !first,
-        at_rest: false,
-        failures: 0,
-        pause: None,
-        last_error: None,
-        failing_since: None,
-        last_success: Instant::now(),
-        delivered: (0, 0),
-        workers: 1,
-        idle: 0,
-    };
     let shared = Shared {
         tree: &tree,
         store: &*store,
@@ -110,7 +94,7 @@ pub(crate) fn serve(job: Job<'_>, channel: BorrowedFd<'_>) -> Result<()> {
         notes: &notes,
         session: &session,
         deletes: options.deletes,
-        state: Mutex::new(state),
+        state: Mutex::new(State::new(known, !first)),
         wake: Condvar::new(),
     };
     if first {
@@ -162,8 +146,9 @@ struct State {
     rescan: bool,
     /// Nobody is inside any more.
     at_rest: bool,
-    /// How often the destination has failed in a row.
+    /// How often the destination has failed in a row, and when it did last.
     failures: u32,
+    failed: Option<Instant>,
     /// It is not asked before.
     pause: Option<Instant>,
     last_error: Option<String>,
@@ -175,6 +160,28 @@ struct State {
     /// How many threads deliver, and how many of them have nothing to do.
     workers: usize,
     idle: usize,
+}
+
+impl State {
+    fn new(known: KnownPaths, rescan: bool) -> Self {
+        Self {
+            queue: Queue::default(),
+            known,
+            over: false,
+            unlimited: false,
+            rescan,
+            at_rest: false,
+            failures: 0,
+            failed: None,
+            pause: None,
+            last_error: None,
+            failing_since: None,
+            last_success: Instant::now(),
+            delivered: (0, 0),
+            workers: 1,
+            idle: 0,
+        }
+    }
 }
 
 struct Shared<'a> {

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::PoisonError;
-use std::thread::Scope;
+use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
 use super::{Shared, State};
@@ -17,7 +17,7 @@ use crate::error::plain;
 /// How soon a file is looked at again that somebody writes, at the latest.
 const AFTER_BUSY: Duration = Duration::from_secs(1);
 
-/// So long who delivers waits for something to deliver; then only one does.
+/// So long who delivers waits for something to deliver, beside another who does.
 const LINGER: Duration = Duration::from_secs(30);
 
 /// Why something was not delivered.
@@ -41,9 +41,11 @@ impl Trouble {
 }
 
 impl Shared<'_> {
-    /// Delivers what is in the queue, one after the other. While there is more that could be under way, others help.
+    /// Delivers what is in the queue, one after the other. As long as there may be more, somebody else waits for what comes
+    /// meanwhile: nobody knows how long a delivery takes.
     pub(super) fn work<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>) {
         let mut state = self.lock();
+        let mut last = Instant::now();
         loop {
             if state.over {
                 return;
@@ -52,29 +54,30 @@ impl Shared<'_> {
             let paused = state.pause.filter(|pause| *pause > now);
             let next = if paused.is_some() { None } else { state.queue.pop(now) };
             let Some(path) = next else {
-                let until = paused.into_iter().chain(state.queue.next_time()).min();
+                let until = paused.or_else(|| state.queue.next_time());
                 let wait = until.map_or(LINGER, |until| until.saturating_duration_since(now));
                 state.idle += 1;
                 let waited = self.wake.wait_timeout(state, wait.clamp(Duration::from_millis(5), LINGER));
-                let (woken, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
-                state = woken;
+                (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
                 state.idle -= 1;
-                if timeout.timed_out() && until.is_none() && state.workers > 1 {
+                if last.elapsed() >= LINGER && state.idle > 0 {
                     state.workers -= 1;
                     return;
                 }
                 continue;
             };
-            if state.idle == 0 && state.workers < self.store.at_once() && state.queue.has_more() {
-                state.workers += 1;
-                scope.spawn(|| self.work(scope));
+            if state.idle == 0 && state.workers < self.store.at_once() {
+                // If there can be no more threads, those that there are do it.
+                let helper = thread::Builder::new().spawn_scoped(scope, || self.work(scope));
+                state.workers += usize::from(helper.is_ok());
             }
             let known = state.known.get(&path).cloned();
             let at_rest = state.at_rest;
             drop(state);
             let result = self.deliver(&path, known.as_ref(), at_rest);
+            last = Instant::now();
             state = self.lock();
-            state.after(&path, result, at_rest, self.notes);
+            state.after(&path, result, now, at_rest, self.notes);
             self.wake.notify_all();
         }
     }
@@ -190,7 +193,15 @@ impl Shared<'_> {
 }
 
 impl State {
-    fn after(&mut self, path: &Path, result: Result<Option<Known>, Trouble>, at_rest: bool, notes: &Notes) {
+    /// A delivery that began at `begun` is over.
+    fn after(
+        &mut self,
+        path: &Path,
+        result: Result<Option<Known>, Trouble>,
+        begun: Instant,
+        at_rest: bool,
+        notes: &Notes,
+    ) {
         let now = Instant::now();
         match &result {
             Ok(_) => self.failing_since = None,
@@ -225,8 +236,11 @@ impl State {
                 tracing::debug!(path = %escape(path), %error, "Cannot deliver");
                 self.last_error = Some(shorten(format!("{}: {}", escape(path), plain(&error))));
                 self.queue.failed(path, now, LONGEST_DELAY);
-                if !is_about_this_file(&error) {
+                // Of those that were under way when it failed, each would tell of the same.
+                let is_news = self.failed.is_none_or(|failed| begun >= failed);
+                if is_news && !is_about_this_file(&error) {
                     self.failures += 1;
+                    self.failed = Some(now);
                     self.pause = Some(now + delay(self.failures));
                 }
             }
@@ -249,4 +263,146 @@ fn is_about_this_file(error: &io::Error) -> bool {
             | Kind::NotFound
             | Kind::FileTooLarge
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::{OsStr, OsString};
+    use std::fs::{self, File};
+    use std::path::PathBuf;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Barrier, Condvar, Mutex, mpsc};
+
+    use super::*;
+    use crate::carry::entry::Stamp;
+    use crate::carry::known::KnownPaths;
+    use crate::carry::queue::Rank;
+    use crate::carry::rules::Rules;
+    use crate::carry::stores::{Aside, Content, Found, Session, Store};
+    use crate::carry::tree::Tree;
+
+    /// Files are delivered to it by this.
+    struct To<F>(F);
+
+    impl<F: Fn(&Path) -> io::Result<()> + Send + Sync> Store for To<F> {
+        fn lacks(&self) -> Vec<&'static str> {
+            Vec::new()
+        }
+
+        fn at_once(&self) -> usize {
+            4
+        }
+
+        fn find(&self, _: &Path) -> io::Result<Option<Found>> {
+            unreachable!()
+        }
+
+        fn list(&self, _: &Path) -> io::Result<Vec<(OsString, Found)>> {
+            unreachable!()
+        }
+
+        fn get(&self, _: &Path) -> io::Result<Box<dyn Content + '_>> {
+            unreachable!()
+        }
+
+        fn target(&self, _: &Path) -> io::Result<OsString> {
+            unreachable!()
+        }
+
+        fn put(&self, path: &Path, _: &mut dyn Content, _: &Properties, _: Aside<'_>) -> io::Result<Stamp> {
+            (self.0)(path).map(|()| Stamp { size: 0, modified: Time::default(), tag: None })
+        }
+
+        fn link(&self, _: &Path, _: &OsStr, _: &Properties, _: Aside<'_>) -> io::Result<Stamp> {
+            unreachable!()
+        }
+
+        fn make_directory(&self, _: &Path, _: &Properties, _: Aside<'_>) -> io::Result<Stamp> {
+            unreachable!()
+        }
+
+        fn remove(&self, _: &Path, _: Kind) -> io::Result<()> {
+            unreachable!()
+        }
+    }
+
+    /// Has files delivered that are pushed by `test`, by `to`.
+    fn deliver(to: impl Fn(&Path) -> io::Result<()> + Send + Sync, test: impl FnOnce(&Shared<'_>)) {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let tree = Tree::new(File::open(dir.path()).unwrap().into(), PathBuf::new());
+        for name in ["a", "b", "c", "d"] {
+            fs::write(dir.path().join(name), name).unwrap();
+        }
+        let known = KnownPaths::of(KnownPaths::journal().unwrap()).unwrap();
+        let shared = Shared {
+            tree: &tree,
+            store: &To(to),
+            rules: &Rules::new(&[], &[], &[]).unwrap(),
+            notes: &Notes::default(),
+            session: &Session::default(),
+            deletes: false,
+            state: Mutex::new(State::new(known, false)),
+            wake: Condvar::new(),
+        };
+        thread::scope(|scope| {
+            scope.spawn(|| shared.work(scope));
+            test(&shared);
+            shared.lock().over = true;
+            shared.wake.notify_all();
+        });
+    }
+
+    fn push(shared: &Shared<'_>, name: &str) {
+        assert!(shared.lock().queue.push(Path::new(name), Rank::File, 1, false));
+        shared.wake.notify_all();
+    }
+
+    /// A long one, of which there was nobody who would have waited for more, held up all that came later.
+    #[test]
+    fn what_comes_later_does_not_wait_for_what_takes_long() {
+        let (begin, begun) = mpsc::channel();
+        let (release, released) = mpsc::channel();
+        let released = Mutex::new(released);
+        let to = |path: &Path| {
+            begin.send(path.to_owned()).unwrap();
+            if path == Path::new("a") {
+                released.lock().unwrap().recv().unwrap();
+            }
+            Ok(())
+        };
+        deliver(to, |shared| {
+            push(shared, "a");
+            assert_eq!(begun.recv().unwrap(), Path::new("a"));
+            push(shared, "b");
+            assert_eq!(begun.recv().unwrap(), Path::new("b"));
+            release.send(()).unwrap();
+        });
+    }
+
+    /// Each of those that were under way counted, and all waited for 30 s after one interruption.
+    #[test]
+    fn one_failure_of_the_destination_is_one() {
+        let (all_begun, count) = (Barrier::new(4), AtomicUsize::new(0));
+        let (begin, begun) = mpsc::channel();
+        let (release, released) = mpsc::channel::<()>();
+        let released = Mutex::new(released);
+        let to = |_: &Path| {
+            begin.send(()).unwrap();
+            if count.fetch_add(1, Ordering::Relaxed) < 4 {
+                all_begun.wait();
+            } else {
+                let _ = released.lock().unwrap().recv();
+            }
+            Err(io::ErrorKind::ConnectionAborted.into())
+        };
+        deliver(to, |shared| {
+            for name in ["a", "b", "c", "d"] {
+                push(shared, name);
+            }
+            // Until one of them is tried again.
+            (0..5).for_each(|_| begun.recv().unwrap());
+            assert_eq!(shared.lock().failures, 1);
+            drop(release);
+        });
+    }
 }

@@ -20,7 +20,7 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// How long it may take to get a connection.
 const CONNECT: Duration = Duration::from_secs(15);
 
-/// How many requests there are at the same time, each with a connection of its own, which is kept for the next.
+/// How many files are on their way at the same time, each by a connection of its own, which is kept for the next.
 pub(super) const AT_ONCE: usize = 8;
 
 /// The longest name that a server may give to a version, in bytes.

@@ -192,9 +192,10 @@ impl Content for Text<'_> {
     }
 }
 
-/// How long a buffer has to be for a content of this size, so that it and its end are read in one go; `most` for a long one.
+/// How long a buffer is to be for a content of this size: it need not be `most` bytes for a short one, which may be longer than it says.
 pub(crate) fn room(size: u64, most: usize) -> usize {
-    usize::try_from(size.saturating_add(1)).map_or(most, |size| size.min(most))
+    const LEAST: usize = 16 << 10;
+    usize::try_from(size.saturating_add(1)).map_or(most, |size| size.clamp(LEAST, most))
 }
 
 /// Hands over a content in parts, and where in the file each belongs: all of it, or of a file with holes what is no hole.
@@ -267,6 +268,11 @@ pub(crate) trait Store: Send + Sync {
 
     /// What is at `path`; nothing if there is nothing.
     fn find(&self, path: &Path) -> io::Result<Option<Found>>;
+
+    /// Whether to list a directory is about as much to ask for as to find one file.
+    fn lists_at_once(&self) -> bool {
+        true
+    }
 
     /// What is in a directory, temporary files left out.
     fn list(&self, path: &Path) -> io::Result<Vec<(OsString, Found)>>;
@@ -342,9 +348,12 @@ pub(crate) fn open(
 }
 
 /// See [`crate::carry::try_answer`].
-pub(crate) fn try_answer(text: &str) {
-    webdav::try_answer(text);
-    s3::try_answer(text);
+pub(crate) fn try_answer(answer: &[u8]) {
+    sftp::try_answer(answer);
+    if let Ok(text) = str::from_utf8(answer) {
+        webdav::try_answer(text);
+        s3::try_answer(text);
+    }
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ pub(super) trait Names: Store {
     /// Gives what is at `from`, of this kind, a name beside it that nothing has; else it fails.
     fn rename(&self, from: &Path, to: &Path, kind: Kind) -> io::Result<()>;
 
-    /// Whether that is known to fail where something has the name. Else it is looked at before.
+    /// Whether that is known to fail for a file where something has the name. Else it is looked at before.
     fn refuses_to_replace(&self) -> bool {
         false
     }
@@ -23,15 +23,17 @@ pub(super) trait Names: Store {
     /// The same for a file, in the place of the file or link that has the name.
     fn replace(&self, from: &Path, to: &Path) -> io::Result<()>;
 
-    /// Has something written under a temporary name, and then gives it its own. What failed leaves nothing.
+    /// Has something of this kind written under a temporary name, and then gives it its own. What failed leaves nothing.
     fn leave(
         &self,
         path: &Path,
+        kind: Kind,
         aside: Aside<'_>,
         write: impl FnOnce(&Path) -> io::Result<Stamp>,
     ) -> io::Result<Stamp> {
         let temporary = path.with_file_name(self.temporary());
-        let left = write(&temporary).and_then(|stamp| self.expose(&temporary, path, aside).map(|()| stamp));
+        let left =
+            write(&temporary).and_then(|stamp| self.expose(&temporary, path, kind, aside).map(|()| stamp));
         if left.is_err() {
             let _ = self.remove(&temporary, Kind::File);
         }
@@ -39,10 +41,11 @@ pub(super) trait Names: Store {
     }
 
     /// Gives what is called `temporary`, beside it, its name.
-    fn expose(&self, temporary: &Path, path: &Path, aside: Aside<'_>) -> io::Result<()> {
+    fn expose(&self, temporary: &Path, path: &Path, kind: Kind, aside: Aside<'_>) -> io::Result<()> {
         for attempt in 0..ATTEMPTS {
             // A round trip less for what is new.
-            let is_tried = attempt == 0 && !aside.expects() && self.refuses_to_replace();
+            let is_tried =
+                attempt == 0 && kind == Kind::File && !aside.expects() && self.refuses_to_replace();
             if !is_tried && let Some(found) = self.find(path)? {
                 if let Some(target) = aside.aside(&found, path)? {
                     self.keep(path, &target, found.kind, aside)?;

@@ -25,7 +25,7 @@ use self::account::{Account, parse};
 use self::beside::{attributes, found, meta};
 use self::wire::{Object, Only, Server};
 use super::beside::{DIRECTORY, FILE, LINK, Listed, read_target};
-use super::http::{self, not_understood};
+use super::http::not_understood;
 use super::{
     ABANDONED, Aside, Attributes, Content, Found, Properties, Store, TEMPORARY, Text, if_there, is_abandoned,
     is_name, is_temporary, temporary,
@@ -44,6 +44,9 @@ const SIZE_MAX: u64 = 1 << 40;
 
 /// The most pages of a listing, of 1,000 names each.
 const PAGES_MAX: u32 = 1_000;
+
+/// How many files are on their way at the same time.
+const AT_ONCE: usize = 4;
 
 /// How many objects of a directory are asked about at the same time.
 const ASKED: usize = 8;
@@ -229,7 +232,12 @@ fn at_end(content: &mut dyn Content) -> io::Result<()> {
 
 impl Store for S3 {
     fn at_once(&self) -> usize {
-        http::AT_ONCE
+        // To list asks several times as much.
+        AT_ONCE
+    }
+
+    fn lists_at_once(&self) -> bool {
+        false
     }
 
     fn lacks(&self) -> Vec<&'static str> {

@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::MemfdFlags;
 
 use super::message::{INIT, Message, Parser, Reply, VERSION, out_of_step};
@@ -27,10 +28,16 @@ use crate::carry::stores::address::Address;
 use crate::error::plain;
 
 /// The longest message that is taken; OpenSSH sends none longer.
-const MESSAGE_MAX: usize = 256 << 10;
+pub(super) const MESSAGE_MAX: usize = 256 << 10;
+
+/// How long it may take until the server greets: to get there, and to log in.
+const GREETING: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
 
 /// A request's number, and what is answered.
 pub(super) type Answer = (u32, Reply);
+
+/// A request's number, and how long its answer can be, in bytes.
+pub(super) type Asked = (u32, usize);
 
 /// A connection.
 pub(super) struct Connection {
@@ -54,8 +61,25 @@ struct Waiting {
     is_out_of_step: bool,
     next: u64,
     users: HashMap<u64, Sender<Answer>>,
-    /// Requests that are not answered, and whose they are: who has gone by then need not have it.
-    due: HashMap<u32, u64>,
+    /// Requests that are not answered.
+    due: HashMap<u32, Due>,
+}
+
+/// What is known of a request's answer.
+struct Due {
+    /// Whose it is: who has gone by then need not have it.
+    user: u64,
+    /// How long it can be, in bytes.
+    most: usize,
+}
+
+impl Waiting {
+    /// Who waits hears that nothing comes any more.
+    fn give_up(&mut self) {
+        self.is_broken = true;
+        self.users.clear();
+        self.due.clear();
+    }
 }
 
 impl Answers {
@@ -67,20 +91,20 @@ impl Answers {
     fn read(&self, mut from: BufReader<ChildStdout>) {
         let Err(error) = self.read_all(&mut from);
         let mut waiting = self.lock();
-        waiting.is_broken = true;
         waiting.is_out_of_step = error.kind() == out_of_step().kind();
-        // Who waits hears that nothing comes any more.
-        waiting.users.clear();
+        waiting.give_up();
     }
 
     fn read_all(&self, from: &mut BufReader<ChildStdout>) -> io::Result<Infallible> {
         loop {
             let message = receive(from)?;
-            let (id, reply) = Reply::parse(&message).ok_or_else(out_of_step)?;
-            let mut waiting = self.lock();
-            let user = waiting.due.remove(&id).ok_or_else(out_of_step)?;
-            if let Some(user) = waiting.users.get(&user) {
-                let _ = user.send((id, reply));
+            let id = Reply::id(&message).ok_or_else(out_of_step)?;
+            let Some(due) = self.lock().due.remove(&id).filter(|due| message.len() <= due.most) else {
+                return Err(out_of_step());
+            };
+            let answer = Reply::parse(&message).ok_or_else(out_of_step)?;
+            if let Some(user) = self.lock().users.get(&due.user) {
+                let _ = user.send(answer);
             }
         }
     }
@@ -132,7 +156,17 @@ impl Connection {
             extensions: BTreeSet::new(),
         };
         let mut from = BufReader::with_capacity(MESSAGE_MAX, from.ok_or_else(out_of_step)?);
-        match this.greet(&mut from) {
+        let mut hello = Message::new(INIT);
+        hello.number(3);
+        if let Err(error) = this.write(&hello.whole()) {
+            return Err(this.explain(lost(error)));
+        }
+        // ssh itself gives up a server that is silent, but not one that does not speak SFTP.
+        let greets = poll(&mut [PollFd::new(from.get_ref(), PollFlags::IN)], Some(&GREETING));
+        if !greets.is_ok_and(|count| count > 0) {
+            return Err(this.explain(io::Error::new(io::ErrorKind::TimedOut, "the server does not answer")));
+        }
+        match Self::greet(&mut from) {
             Ok(extensions) => this.extensions = extensions,
             Err(error) => return Err(this.explain(lost(error))),
         }
@@ -142,10 +176,7 @@ impl Connection {
         Ok(this)
     }
 
-    fn greet(&self, from: &mut BufReader<ChildStdout>) -> io::Result<BTreeSet<Vec<u8>>> {
-        let mut message = Message::new(INIT);
-        message.number(3);
-        self.write(&message.whole())?;
+    fn greet(from: &mut BufReader<ChildStdout>) -> io::Result<BTreeSet<Vec<u8>>> {
         let message = receive(from)?;
         let (&kind, rest) = message.split_first().ok_or_else(out_of_step)?;
         let mut parser = Parser(rest);
@@ -202,13 +233,19 @@ impl Connection {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Sends whole messages of `user`'s, which have these numbers.
-    pub(super) fn send(&self, user: u64, numbers: &[u32], messages: &[u8]) -> io::Result<()> {
-        // Before: an answer may be there at once.
-        self.answers.lock().due.extend(numbers.iter().map(|&number| (number, user)));
+    /// Sends whole messages of `user`'s, which ask for this.
+    pub(super) fn send(&self, user: u64, asked: &[Asked], messages: &[u8]) -> io::Result<()> {
+        {
+            let mut waiting = self.answers.lock();
+            if waiting.is_broken {
+                return Err(lost(io::ErrorKind::BrokenPipe.into()));
+            }
+            // Before it is sent: an answer may be there at once.
+            waiting.due.extend(asked.iter().map(|&(number, most)| (number, Due { user, most })));
+        }
         self.write(messages).map_err(|error| {
             // Nobody knows how much of it was sent.
-            self.answers.lock().is_broken = true;
+            self.answers.lock().give_up();
             lost(error)
         })
     }
@@ -233,11 +270,16 @@ impl Connection {
         }
     }
 
-    /// Whoever writes or reads hears of it.
+    /// Whoever writes or waits hears of it.
     fn end(&self) {
+        self.answers.lock().give_up();
         let mut ssh = self.ssh.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = ssh.kill();
         let _ = ssh.wait();
+        // Somebody who writes just now finds nobody there.
+        if let Ok(mut to) = self.to.try_lock() {
+            drop(to.take());
+        }
     }
 }
 

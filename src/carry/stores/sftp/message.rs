@@ -172,7 +172,12 @@ pub(super) enum Reply {
 }
 
 impl Reply {
-    /// The number of the request, and what is answered.
+    /// The number of the request.
+    pub(super) fn id(message: &[u8]) -> Option<u32> {
+        Parser(message.get(1..)?).number()
+    }
+
+    /// The same, and what is answered.
     pub(super) fn parse(message: &[u8]) -> Option<(u32, Self)> {
         let (&kind, rest) = message.split_first()?;
         let mut parser = Parser(rest);
@@ -201,6 +206,17 @@ impl Reply {
             _ => return None,
         };
         Some((id, reply))
+    }
+
+    /// How many bytes, or names, it holds.
+    pub(super) fn count(&self) -> usize {
+        match self {
+            // What is no text is shown by three bytes each.
+            Self::Status(_, text) => text.len() / 3,
+            Self::Handle(bytes) | Self::Data(bytes) => bytes.len(),
+            Self::Names(names) => names.len(),
+            Self::Attributes(_) => 0,
+        }
     }
 
     pub(super) fn refused(self) -> io::Error {

@@ -17,10 +17,10 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use self::message::Attributes;
+use self::message::{Attributes, Reply};
 use self::pool::Pool;
 use self::requests::{Reading, Requests};
 use super::address::Address;
@@ -41,6 +41,10 @@ pub(super) struct Sftp {
     tag: String,
     count: AtomicU64,
     server: OnceLock<Server>,
+    /// A rename fails where something has the name, as the protocol wants it: not all servers do. Tried out when it is wanted.
+    refuses: OnceLock<bool>,
+    /// Whoever tries out what is not known.
+    trying: Mutex<()>,
 }
 
 /// What is known of the server.
@@ -52,8 +56,6 @@ struct Server {
     has_owners: bool,
     has_links: bool,
     has_sync: bool,
-    /// A rename fails where something has the name, as the protocol wants it: not all servers do.
-    has_exclusive_rename: bool,
 }
 
 impl Sftp {
@@ -69,6 +71,8 @@ impl Sftp {
             tag: tag.to_owned(),
             count: AtomicU64::new(0),
             server: OnceLock::new(),
+            refuses: OnceLock::new(),
+            trying: Mutex::new(()),
         };
         if at_once {
             this.server().map_err(|error| {
@@ -86,6 +90,10 @@ impl Sftp {
     }
 
     fn server(&self) -> io::Result<&Server> {
+        if let Some(server) = self.server.get() {
+            return Ok(server);
+        }
+        let _trying = self.trying.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(server) = self.server.get() {
             return Ok(server);
         }
@@ -109,15 +117,8 @@ impl Sftp {
         let somebody = Attributes { owner: Some((1, 1)), ..Attributes::default() };
         let has_owners = requests.fsetstat(&handle, &somebody).is_ok();
         let has_sync = requests.has("fsync@openssh.com") && requests.sync(&handle).is_ok();
-        requests.close(&handle)?;
-        let other = [&root[..], b"/", self.temporary().as_bytes()].concat();
-        let handle = requests.create(&other)?;
-        requests.close(&handle)?;
-        let has_exclusive_rename = requests.rename(&path, &other).is_err();
-        if has_exclusive_rename {
-            requests.remove(&path)?;
-        }
-        requests.remove(&other)?;
+        let closed = requests.close(&handle);
+        requests.remove(&path).and(closed)?;
         // Some servers have the two names in the other order: what was made says which.
         let has_links = requests.symlink(b"x", &path).is_ok()
             && requests.read_link(&path).is_ok_and(|target| target == "x");
@@ -125,7 +126,36 @@ impl Sftp {
             requests.remove(&path)?;
         }
         let owner = attributes.owner.unwrap_or_default();
-        Ok(Server { root, owner, has_owners, has_links, has_sync, has_exclusive_rename })
+        Ok(Server { root, owner, has_owners, has_links, has_sync })
+    }
+
+    /// Whether a rename of a file does nothing where something has the name, be it a link that leads nowhere, and else does what
+    /// it is to.
+    fn try_renames(&self) -> io::Result<bool> {
+        let server = self.server()?;
+        let [one, other, link] =
+            [(); 3].map(|()| [&server.root[..], b"/", self.temporary().as_bytes()].concat());
+        self.with(|requests| {
+            let refuses = (|| {
+                for path in [&one, &other] {
+                    let handle = requests.create(path)?;
+                    requests.close(&handle)?;
+                }
+                let mut refused = requests.rename(&one, &other).is_err();
+                if server.has_links {
+                    requests.symlink(b"x", &link)?;
+                    refused &= requests.rename(&other, &link).is_err();
+                    refused &= requests.read_link(&link).is_ok();
+                    requests.remove(&link)?;
+                }
+                // It was not for another reason.
+                Ok(refused && requests.rename(&one, &link).is_ok() && requests.lstat(&other).is_ok())
+            })();
+            for path in [&one, &other, &link] {
+                let _ = requests.remove(path);
+            }
+            refuses
+        })
     }
 
     /// The whole path there. What is above it is asked to be directories.
@@ -266,8 +296,14 @@ impl Store for Sftp {
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<(OsString, Found)>> {
-        let (server, all) =
-            self.at(path, |requests, whole, _| Ok((self.server()?, requests.list(whole)?)))?;
+        let server = self.server()?;
+        let all = self.with(|requests| {
+            let (whole, attributes) = self.look_at(requests, server, path)?;
+            match kind(&attributes) {
+                Kind::Directory => requests.list(&whole),
+                _ => Err(io::ErrorKind::NotADirectory.into()),
+            }
+        })?;
         let all = all.into_iter().filter(|(name, _)| !is_temporary(name));
         Ok(all.map(|(name, attributes)| (name, self.found(server, &attributes))).collect())
     }
@@ -297,7 +333,7 @@ impl Store for Sftp {
         properties: &Properties,
         aside: Aside<'_>,
     ) -> io::Result<Stamp> {
-        self.leave(path, aside, |temporary| {
+        self.leave(path, Kind::File, aside, |temporary| {
             self.at(temporary, |requests, whole, server| {
                 let handle = requests.create(whole)?;
                 // What is asked for of one file is done in the order in which it is asked for: nothing is waited for in between.
@@ -335,7 +371,7 @@ impl Store for Sftp {
         properties: &Properties,
         aside: Aside<'_>,
     ) -> io::Result<Stamp> {
-        self.leave(path, aside, |temporary| {
+        self.leave(path, Kind::Link, aside, |temporary| {
             self.at(temporary, |requests, whole, server| {
                 if !server.has_links {
                     return Err(io::Error::new(
@@ -412,7 +448,7 @@ impl Store for Sftp {
 
 impl Names for Sftp {
     fn refuses_to_replace(&self) -> bool {
-        self.server.get().is_some_and(|server| server.has_exclusive_rename)
+        *self.refuses.get_or_init(|| self.try_renames().unwrap_or(false))
     }
 
     fn temporary(&self) -> OsString {
@@ -425,6 +461,14 @@ impl Names for Sftp {
 
     fn replace(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.at(from, |requests, whole, _| requests.replace(whole, &beside(whole, from, to)))
+    }
+}
+
+/// See [`crate::carry::try_answer`].
+pub(super) fn try_answer(message: &[u8]) {
+    if let Some((id, reply)) = Reply::parse(message) {
+        assert_eq!(Reply::id(message), Some(id));
+        assert!(reply.count() <= message.len(), "{reply:?}");
     }
 }
 

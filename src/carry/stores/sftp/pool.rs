@@ -13,7 +13,7 @@ use crate::carry::stores::address::Address;
 const CONNECTIONS: usize = 4;
 
 /// So many use a connection before there is another one.
-const USERS: usize = 16;
+const USERS: usize = 4;
 
 /// For so long, those that there are have to do where the server has not taken one more.
 const BACK_OFF: Duration = Duration::from_secs(30);
@@ -36,6 +36,7 @@ impl State {
         let connection = Arc::new(made.inspect_err(|error| {
             self.failed = Some((Instant::now(), error.kind(), error.to_string()));
         })?);
+        self.failed = None;
         self.connections.push(Arc::clone(&connection));
         Ok(connection)
     }
@@ -56,12 +57,10 @@ impl Pool {
         let mut state = self.lock();
         state.connections.retain(|connection| connection.users().is_some());
         let users = |connection: &&Arc<Connection>| connection.users().unwrap_or(usize::MAX);
-        if let Some(connection) = state.connections.iter().find(|connection| users(connection) < USERS) {
-            return Ok(Requests::new(Arc::clone(connection)));
-        }
         if let Some(least) = state.connections.iter().min_by_key(users).cloned() {
             let has_failed = state.failed.as_ref().is_some_and(|failed| failed.0.elapsed() < BACK_OFF);
-            if state.connections.len() < CONNECTIONS && !state.is_opening && !has_failed {
+            let are_few = users(&&least) < USERS || state.connections.len() >= CONNECTIONS;
+            if !are_few && !state.is_opening && !has_failed {
                 state.is_opening = self.open(address);
             }
             return Ok(Requests::new(least));

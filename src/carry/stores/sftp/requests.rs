@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
-use super::connection::{Answer, Connection};
+use super::connection::{Answer, Asked, Connection, MESSAGE_MAX};
 use super::message::{
     Attributes, CLOSE, END, EXTENDED, FSETSTAT, FSTAT, LSTAT, MKDIR, Message, OK, OPEN, OPEN_CREATE,
     OPEN_EXCLUSIVE, OPEN_READ, OPEN_WRITE, OPENDIR, READ, READDIR, READLINK, REALPATH, REMOVE, RENAME, RMDIR,
@@ -22,6 +22,17 @@ const IN_FLIGHT: usize = 32;
 /// So many bytes of requests are sent although nobody waits for an answer yet.
 const MANY: usize = 64 << 10;
 
+/// The longest answer to a request of this kind, in bytes: what many have asked for at once is to take no more memory.
+fn longest_answer(kind: u8) -> usize {
+    match kind {
+        READDIR => MESSAGE_MAX,
+        READ => PART as usize + 64,
+        // The name comes twice, the second time with what `ls -l` shows.
+        REALPATH | READLINK => 16 << 10,
+        _ => 4 << 10,
+    }
+}
+
 /// A file or directory that is open there.
 pub(super) type Handle = Vec<u8>;
 
@@ -30,8 +41,8 @@ pub(super) struct Requests {
     connection: Arc<Connection>,
     user: u64,
     inbox: Receiver<Answer>,
-    /// What is to be sent, and its numbers.
-    outbox: (Vec<u8>, Vec<u32>),
+    /// What is to be sent, and what it asks for.
+    outbox: (Vec<u8>, Vec<Asked>),
     /// Requests that are not answered.
     waiting: BTreeSet<u32>,
     /// Answers that nobody has asked for yet.
@@ -75,7 +86,7 @@ impl Requests {
         message.number(id);
         build(&mut message);
         self.outbox.0.extend_from_slice(&message.whole());
-        self.outbox.1.push(id);
+        self.outbox.1.push((id, longest_answer(kind)));
         self.waiting.insert(id);
         if self.outbox.0.len() >= MANY {
             self.flush()?;
@@ -84,13 +95,13 @@ impl Requests {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        let (messages, numbers) = &mut self.outbox;
+        let (messages, asked) = &mut self.outbox;
         if messages.is_empty() {
             return Ok(());
         }
-        let sent = self.connection.send(self.user, numbers, messages);
+        let sent = self.connection.send(self.user, asked, messages);
         messages.clear();
-        numbers.clear();
+        asked.clear();
         self.is_broken |= sent.is_err();
         sent
     }

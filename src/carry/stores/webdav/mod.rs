@@ -291,7 +291,8 @@ impl Store for WebDav {
         checked(path)?;
         // Nothing is there that could be in the way.
         self.left_out().remove(path);
-        let stamp = self.leave(path, aside, |temporary| self.send(temporary, content, properties, FILE))?;
+        let stamp =
+            self.leave(path, Kind::File, aside, |temporary| self.send(temporary, content, properties, FILE))?;
         self.left(path, stamp)
     }
 
@@ -305,7 +306,7 @@ impl Store for WebDav {
         checked(path)?;
         if self.abilities()?.has_properties {
             // A small file, and a property that says what it is.
-            return self.leave(path, aside, |temporary| {
+            return self.leave(path, Kind::Link, aside, |temporary| {
                 self.send(temporary, &mut Text(target.as_bytes()), properties, LINK)
             });
         }
