@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use serde_json::Value;
 
@@ -15,6 +16,7 @@ use crate::carry::delivery::{Delivery, Notes};
 use crate::carry::entry::{Kind, Stamp, Version, escape, is_inner, unescape};
 use crate::carry::known::Known;
 use crate::carry::stores::{self, Content, Properties, Session, Stored};
+use crate::carry::together::together;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Delivers what is called so, or the one thing whose name begins so, and forgets it. `progress` is told how many of how many things
@@ -28,7 +30,7 @@ pub fn resume(
     spool: &Path,
     id: &str,
     identity: Option<&Path>,
-    progress: &mut dyn FnMut(u64, u64),
+    progress: &mut (dyn FnMut(u64, u64) + Send),
 ) -> Result<Vec<String>> {
     let one = find(spool, id)?;
     let identity = match (&one.recipient, identity) {
@@ -61,9 +63,9 @@ pub fn resume(
     let done_path = directory.join("done");
     let done = fs::read_to_string(&done_path).unwrap_or_default();
     let done: BTreeSet<usize> = done.lines().filter_map(|line| line.parse().ok()).collect();
-    let mut done_file =
-        File::options().append(true).create(true).mode(0o600).open(&done_path).map_err(failed)?;
-    let mut one_more = |number: usize, entry: &Value, content: Option<&mut dyn Content>| {
+    let done_file = File::options().append(true).create(true).mode(0o600).open(&done_path).map_err(failed)?;
+    let progress = Mutex::new(Progress { done: 0, tell: progress });
+    let one_more = |number: usize, entry: &Value, content: Option<&mut dyn Content>| {
         if !done.contains(&number) {
             let path = entry["path"].as_str().and_then(unescape).filter(|path| is_inner(path));
             let path = path.ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))?;
@@ -72,16 +74,17 @@ pub fn resume(
                     Error::io(format!("Cannot deliver {} to", escape(&path)), error).on(&one.destination);
                 error.advise("what is not delivered stays in the spool: try again later")
             })?;
-            writeln!(done_file, "{number}").and_then(|()| done_file.sync_data()).map_err(failed)?;
+            // One write, so that of several each has a line.
+            let line = format!("{number}\n");
+            (&done_file).write_all(line.as_bytes()).and_then(|()| done_file.sync_data()).map_err(failed)?;
         }
-        progress(number as u64 + 1, one.entries);
+        progress.lock().unwrap_or_else(PoisonError::into_inner).one_more(one.entries);
         Ok(())
     };
     if let Some(identity) = identity {
-        encrypted::read(&directory, identity, one.entries, &mut one_more)?;
+        encrypted::read(&directory, identity, one.entries, &mut { one_more })?;
     } else {
-        let entries = read("entries.json")?;
-        for (number, entry) in entries.as_array().into_iter().flatten().enumerate() {
+        let from_data = |(number, entry): (usize, &Value)| {
             let data = directory.join("data").join(number.to_string());
             let mut content = match is_file(entry) && !done.contains(&number) {
                 true => Some(File::open(&data).and_then(Stored::new).map_err(failed)?),
@@ -89,6 +92,14 @@ pub fn resume(
             };
             one_more(number, entry, content.as_mut().map(|content| content as &mut dyn Content))?;
             let _ = fs::remove_file(&data);
+            Ok::<_, Error>(Vec::new())
+        };
+        let entries = read("entries.json")?;
+        let entries: Vec<_> = entries.as_array().into_iter().flatten().enumerate().collect();
+        // Files need not wait for each other; all else is done in its order.
+        for some in entries.chunk_by(|one, next| is_file(one.1) && is_file(next.1)) {
+            let first_is_last = some.iter().rev().copied().collect();
+            together(store.at_once(), first_is_last, from_data)?;
         }
     }
     fs::remove_dir_all(&directory).map_err(failed)?;
@@ -96,6 +107,19 @@ pub fn resume(
         notes.add(format!("{} holds no {lack}", one.destination));
     }
     Ok(notes.all())
+}
+
+/// How far it is.
+struct Progress<'a> {
+    done: u64,
+    tell: &'a mut (dyn FnMut(u64, u64) + Send),
+}
+
+impl Progress<'_> {
+    fn one_more(&mut self, all: u64) {
+        self.done += 1;
+        (self.tell)(self.done, all);
+    }
 }
 
 /// Whether the entry has a content.
