@@ -161,11 +161,17 @@ pub fn end(mut server: Child) {
         let children = fs::read_to_string(children).unwrap_or_default();
         all.extend(children.split_whitespace().map(|pid| pid.parse::<u32>().unwrap()));
     }
-    for pid in all {
+    for &pid in &all {
         let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     }
     let _ = server.wait();
+    // What is being killed may listen still, and be taken for the next one.
+    let is_going = |pid: &u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+    };
+    wait_until("all of it has ended", || !all.iter().any(is_going));
 }
 
 /// A port that nobody else gets before a server does: ports that were given are not given again soon.

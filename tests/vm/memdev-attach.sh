@@ -170,8 +170,12 @@ for backend in nbd fuse; do
         if wait $!; then
             device=$(cat /run/device)
             take
+        elif ! wait_for 30 none_alive; then
+            # Killed behind its last step, after it has said which device it is.
+            device=$(cat /run/device)
+            [ -b "$device" ] || fail "the command is dead, and its daemon does not notice"
+            take
         fi
-        wait_for 30 none_alive || fail "the command is dead, and its daemon does not notice"
     done
     make /disk.img
     take

@@ -153,18 +153,20 @@ impl Shared<'_> {
                 delivered.entry(directory).or_default().push((path.clone(), known.clone()));
             }
         }
-        let delivered = delivered.into_iter().collect();
-        let Ok(()) = together(self.store.at_once(), delivered, |(directory, all)| {
-            self.check_in(&directory, &all);
+        let lists = self.store.lists_at_once();
+        let Ok(()) = together(self.store.at_once(), delivered.into_iter().collect(), |(directory, all)| {
+            match &all[..] {
+                [(path, known)] => self.check_one(path, known, self.store.find(path)),
+                all if lists && all.len() >= WORTH_A_LIST => self.check_in(&directory, all),
+                // Each by itself.
+                _ => return Ok(all.into_iter().map(|one| (directory.clone(), vec![one])).collect()),
+            }
             Ok::<_, Infallible>(Vec::new())
         });
     }
 
-    /// The same for what is in one directory.
+    /// The same for much of what is in one directory.
     fn check_in(&self, directory: &Path, all: &[(PathBuf, Known)]) {
-        if all.len() < WORTH_A_LIST || !self.store.lists_at_once() {
-            return all.iter().for_each(|(path, known)| self.check_one(path, known, self.store.find(path)));
-        }
         let listed: HashMap<_, _> = match self.store.list(directory) {
             Ok(listed) => listed.into_iter().collect(),
             // Each is looked for, which tells what is wrong.

@@ -344,11 +344,20 @@ mod tests {
             state: Mutex::new(State::new(known, false)),
             wake: Condvar::new(),
         };
+        /// Whatever becomes of the test, who works ends.
+        struct Over<'a>(&'a Shared<'a>);
+
+        impl Drop for Over<'_> {
+            fn drop(&mut self) {
+                self.0.lock().over = true;
+                self.0.wake.notify_all();
+            }
+        }
+
         thread::scope(|scope| {
+            let _over = Over(&shared);
             scope.spawn(|| shared.work(scope));
             test(&shared);
-            shared.lock().over = true;
-            shared.wake.notify_all();
         });
     }
 

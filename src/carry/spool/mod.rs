@@ -5,7 +5,7 @@
 //!          entries.json   what there is, in the order of delivery
 //!          data/N         the content of the Nth entry, if it is a file
 //!          rest.age       instead of these two, where it is to be encrypted: see `encrypted`
-//!          done           the numbers of those that were delivered since, a line each
+//!          done           the numbers of those that were delivered since, a line each, which ends with ';'
 //! ```
 //!
 //! A directory appears under its name only when everything in it is on the disk.

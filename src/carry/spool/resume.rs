@@ -62,20 +62,23 @@ pub fn resume(
     let delivery = Delivery { store: &*store, session: &session, notes: &notes };
     let done_path = directory.join("done");
     let done = fs::read_to_string(&done_path).unwrap_or_default();
-    let done: BTreeSet<usize> = done.lines().filter_map(|line| line.parse().ok()).collect();
+    // A line that was begun and not ended is none.
+    let done: BTreeSet<usize> =
+        done.lines().filter_map(|line| line.strip_suffix(';')?.parse().ok()).collect();
     let done_file = File::options().append(true).create(true).mode(0o600).open(&done_path).map_err(failed)?;
+    let making = Mutex::new(());
     let progress = Mutex::new(Progress { done: 0, tell: progress });
     let one_more = |number: usize, entry: &Value, content: Option<&mut dyn Content>| {
         if !done.contains(&number) {
             let path = entry["path"].as_str().and_then(unescape).filter(|path| is_inner(path));
             let path = path.ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))?;
-            deliver(&delivery, &path, entry, content, &session).map_err(|error| {
+            deliver(&delivery, &path, entry, content, &making).map_err(|error| {
                 let error =
                     Error::io(format!("Cannot deliver {} to", escape(&path)), error).on(&one.destination);
                 error.advise("what is not delivered stays in the spool: try again later")
             })?;
-            // One write, so that of several each has a line.
-            let line = format!("{number}\n");
+            // Whatever was begun before it, this is a line of its own.
+            let line = format!("\n{number};");
             (&done_file).write_all(line.as_bytes()).and_then(|()| done_file.sync_data()).map_err(failed)?;
         }
         progress.lock().unwrap_or_else(PoisonError::into_inner).one_more(one.entries);
@@ -132,7 +135,7 @@ fn deliver(
     path: &Path,
     entry: &Value,
     content: Option<&mut dyn Content>,
-    session: &Session,
+    making: &Mutex<()>,
 ) -> io::Result<()> {
     let known = Known::from_json(&entry["known"]);
     let Some(version) = Version::from_json(&entry["version"]) else {
@@ -147,7 +150,10 @@ fn deliver(
         meta: version.meta.clone(),
         modified: version.modified,
         attributes,
-        session: session.clone(),
+        session: delivery.session.clone(),
+    };
+    let is_missing = |path: &Path| -> io::Result<bool> {
+        Ok(delivery.store.find(path)?.is_none_or(|found| found.kind != Kind::Directory))
     };
     // What a directory was like that it is in came before it, if it was new; else it is there.
     for above in path
@@ -158,7 +164,12 @@ fn deliver(
         .iter()
         .rev()
     {
-        if delivery.store.find(above)?.is_none_or(|found| found.kind != Kind::Directory) {
+        if !is_missing(above)? {
+            continue;
+        }
+        // Of several that are missing it, one makes it.
+        let _making = making.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_missing(above)? {
             let mut made = properties.clone();
             made.meta.mode = 0o755;
             made.attributes.clear();

@@ -23,12 +23,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::MemfdFlags;
 
-use super::message::{INIT, Message, Parser, Reply, VERSION, out_of_step};
+use super::message::{DATA, INIT, Message, Parser, Reply, STATUS, VERSION, out_of_step};
+use super::requests::PART;
 use crate::carry::stores::address::Address;
 use crate::error::plain;
 
 /// The longest message that is taken; OpenSSH sends none longer.
-pub(super) const MESSAGE_MAX: usize = 256 << 10;
+const MESSAGE_MAX: usize = 256 << 10;
+
+/// The longest with a part of a file.
+const DATA_MAX: usize = PART as usize + 64;
 
 /// How long it may take until the server greets: to get there, and to log in.
 const GREETING: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
@@ -36,8 +40,8 @@ const GREETING: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
 /// A request's number, and what is answered.
 pub(super) type Answer = (u32, Reply);
 
-/// A request's number, and how long its answer can be, in bytes.
-pub(super) type Asked = (u32, usize);
+/// A request's number, and of what kind its answer is if it is not refused.
+pub(super) type Asked = (u32, u8);
 
 /// A connection.
 pub(super) struct Connection {
@@ -69,8 +73,8 @@ struct Waiting {
 struct Due {
     /// Whose it is: who has gone by then need not have it.
     user: u64,
-    /// How long it can be, in bytes.
-    most: usize,
+    /// Of what kind it is if it is not refused.
+    kind: u8,
 }
 
 impl Waiting {
@@ -91,17 +95,21 @@ impl Answers {
     fn read(&self, mut from: BufReader<ChildStdout>) {
         let Err(error) = self.read_all(&mut from);
         let mut waiting = self.lock();
-        waiting.is_out_of_step = error.kind() == out_of_step().kind();
+        // What comes for somebody who has given up is not what was wrong.
+        waiting.is_out_of_step = !waiting.is_broken && error.kind() == out_of_step().kind();
         waiting.give_up();
     }
 
     fn read_all(&self, from: &mut BufReader<ChildStdout>) -> io::Result<Infallible> {
         loop {
             let message = receive(from)?;
-            let id = Reply::id(&message).ok_or_else(out_of_step)?;
-            let Some(due) = self.lock().due.remove(&id).filter(|due| message.len() <= due.most) else {
+            let (kind, id) = Reply::head(&message).ok_or_else(out_of_step)?;
+            let due = self.lock().due.remove(&id).ok_or_else(out_of_step)?;
+            // What many have asked for at once is to take no more memory than that.
+            let fits = kind == STATUS || (kind == due.kind && (kind != DATA || message.len() <= DATA_MAX));
+            if !fits {
                 return Err(out_of_step());
-            };
+            }
             let answer = Reply::parse(&message).ok_or_else(out_of_step)?;
             if let Some(user) = self.lock().users.get(&due.user) {
                 let _ = user.send(answer);
@@ -241,7 +249,7 @@ impl Connection {
                 return Err(lost(io::ErrorKind::BrokenPipe.into()));
             }
             // Before it is sent: an answer may be there at once.
-            waiting.due.extend(asked.iter().map(|&(number, most)| (number, Due { user, most })));
+            waiting.due.extend(asked.iter().map(|&(number, kind)| (number, Due { user, kind })));
         }
         self.write(messages).map_err(|error| {
             // Nobody knows how much of it was sent.

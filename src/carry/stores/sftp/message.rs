@@ -23,11 +23,11 @@ pub(super) const STAT: u8 = 17;
 pub(super) const RENAME: u8 = 18;
 pub(super) const READLINK: u8 = 19;
 pub(super) const SYMLINK: u8 = 20;
-const STATUS: u8 = 101;
-const HANDLE: u8 = 102;
-const DATA: u8 = 103;
-const NAME: u8 = 104;
-const ATTRS: u8 = 105;
+pub(super) const STATUS: u8 = 101;
+pub(super) const HANDLE: u8 = 102;
+pub(super) const DATA: u8 = 103;
+pub(super) const NAME: u8 = 104;
+pub(super) const ATTRS: u8 = 105;
 pub(super) const EXTENDED: u8 = 200;
 
 pub(super) const OPEN_READ: u32 = 1;
@@ -48,6 +48,12 @@ const PERMISSION_DENIED: u32 = 3;
 const NO_CONNECTION: u32 = 6;
 const CONNECTION_LOST: u32 = 7;
 const UNSUPPORTED: u32 = 8;
+
+/// As much is kept of what a server says in words, in bytes.
+const TEXT_MAX: usize = 1 << 10;
+
+/// The longest handle that the draft allows (section 6.2), in bytes.
+const HANDLE_MAX: usize = 256;
 
 /// What a server tells of a file; what it does not tell is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -172,12 +178,13 @@ pub(super) enum Reply {
 }
 
 impl Reply {
-    /// The number of the request.
-    pub(super) fn id(message: &[u8]) -> Option<u32> {
-        Parser(message.get(1..)?).number()
+    /// Of what kind it is, and the number of the request.
+    pub(super) fn head(message: &[u8]) -> Option<(u8, u32)> {
+        let (&kind, rest) = message.split_first()?;
+        Some((kind, Parser(rest).number()?))
     }
 
-    /// The same, and what is answered.
+    /// The number of the request, and what is answered.
     pub(super) fn parse(message: &[u8]) -> Option<(u32, Self)> {
         let (&kind, rest) = message.split_first()?;
         let mut parser = Parser(rest);
@@ -186,10 +193,11 @@ impl Reply {
             STATUS => {
                 let code = parser.number()?;
                 // Old servers say no more.
-                let text = String::from_utf8_lossy(parser.text().unwrap_or_default()).into_owned();
+                let text = parser.text().unwrap_or_default();
+                let text = String::from_utf8_lossy(&text[..text.len().min(TEXT_MAX)]).into_owned();
                 Self::Status(code, text)
             }
-            HANDLE => Self::Handle(parser.text()?.to_vec()),
+            HANDLE => Self::Handle(parser.text().filter(|handle| handle.len() <= HANDLE_MAX)?.to_vec()),
             DATA => Self::Data(parser.text()?.to_vec()),
             NAME => {
                 let count = parser.number()?;

@@ -19,6 +19,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 use self::message::{Attributes, Reply};
 use self::pool::Pool;
@@ -43,8 +44,8 @@ pub(super) struct Sftp {
     server: OnceLock<Server>,
     /// A rename fails where something has the name, as the protocol wants it: not all servers do. Tried out when it is wanted.
     refuses: OnceLock<bool>,
-    /// Whoever tries out what is not known.
-    trying: Mutex<()>,
+    /// When it could not be tried out last what the server can keep, and why.
+    trying: Mutex<Option<(Instant, io::ErrorKind, String)>>,
 }
 
 /// What is known of the server.
@@ -72,7 +73,7 @@ impl Sftp {
             count: AtomicU64::new(0),
             server: OnceLock::new(),
             refuses: OnceLock::new(),
-            trying: Mutex::new(()),
+            trying: Mutex::default(),
         };
         if at_once {
             this.server().map_err(|error| {
@@ -93,11 +94,18 @@ impl Sftp {
         if let Some(server) = self.server.get() {
             return Ok(server);
         }
-        let _trying = self.trying.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = Instant::now();
+        let mut failed = self.trying.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(server) = self.server.get() {
             return Ok(server);
         }
-        let server = self.with(|requests| self.try_out(requests))?;
+        // Who has waited for another's attempt makes none of its own.
+        if let Some((_, kind, text)) = failed.as_ref().filter(|failed| failed.0 >= asked) {
+            return Err(io::Error::new(*kind, text.clone()));
+        }
+        let server = self.with(|requests| self.try_out(requests)).inspect_err(|error| {
+            *failed = Some((Instant::now(), error.kind(), error.to_string()));
+        })?;
         Ok(self.server.get_or_init(|| server))
     }
 
@@ -141,7 +149,8 @@ impl Sftp {
                     let handle = requests.create(path)?;
                     requests.close(&handle)?;
                 }
-                let mut refused = requests.rename(&one, &other).is_err();
+                let mut refused =
+                    requests.rename(&one, &other).is_err() && requests.rename(&other, &one).is_err();
                 if server.has_links {
                     requests.symlink(b"x", &link)?;
                     refused &= requests.rename(&other, &link).is_err();
@@ -299,8 +308,10 @@ impl Store for Sftp {
         let server = self.server()?;
         let all = self.with(|requests| {
             let (whole, attributes) = self.look_at(requests, server, path)?;
+            // The destination itself may be a link, where a server does not tell where that leads.
             match kind(&attributes) {
                 Kind::Directory => requests.list(&whole),
+                _ if path.as_os_str().is_empty() => requests.list(&whole),
                 _ => Err(io::ErrorKind::NotADirectory.into()),
             }
         })?;
@@ -467,7 +478,7 @@ impl Names for Sftp {
 /// See [`crate::carry::try_answer`].
 pub(super) fn try_answer(message: &[u8]) {
     if let Some((id, reply)) = Reply::parse(message) {
-        assert_eq!(Reply::id(message), Some(id));
+        assert_eq!(Reply::head(message).map(|head| head.1), Some(id));
         assert!(reply.count() <= message.len(), "{reply:?}");
     }
 }

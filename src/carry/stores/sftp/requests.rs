@@ -7,29 +7,29 @@ use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
-use super::connection::{Answer, Asked, Connection, MESSAGE_MAX};
+use super::connection::{Answer, Asked, Connection};
 use super::message::{
-    Attributes, CLOSE, END, EXTENDED, FSETSTAT, FSTAT, LSTAT, MKDIR, Message, OK, OPEN, OPEN_CREATE,
-    OPEN_EXCLUSIVE, OPEN_READ, OPEN_WRITE, OPENDIR, READ, READDIR, READLINK, REALPATH, REMOVE, RENAME, RMDIR,
-    Reply, SETSTAT, STAT, SYMLINK, WRITE,
+    ATTRS, Attributes, CLOSE, DATA, END, EXTENDED, FSETSTAT, FSTAT, HANDLE, LSTAT, MKDIR, Message, NAME, OK,
+    OPEN, OPEN_CREATE, OPEN_EXCLUSIVE, OPEN_READ, OPEN_WRITE, OPENDIR, READ, READDIR, READLINK, REALPATH,
+    REMOVE, RENAME, RMDIR, Reply, SETSTAT, STAT, STATUS, SYMLINK, WRITE,
 };
 use crate::carry::stores::is_name;
 
 /// What every server takes in one message (the draft's 34,000 bytes), less the message's own.
-const PART: u32 = 32 << 10;
+pub(super) const PART: u32 = 32 << 10;
 /// How many of them are on their way, one way or the other.
 const IN_FLIGHT: usize = 32;
 /// So many bytes of requests are sent although nobody waits for an answer yet.
 const MANY: usize = 64 << 10;
 
-/// The longest answer to a request of this kind, in bytes: what many have asked for at once is to take no more memory.
-fn longest_answer(kind: u8) -> usize {
+/// What is answered to a request of this kind if it is not refused.
+fn expected(kind: u8) -> u8 {
     match kind {
-        READDIR => MESSAGE_MAX,
-        READ => PART as usize + 64,
-        // The name comes twice, the second time with what `ls -l` shows.
-        REALPATH | READLINK => 16 << 10,
-        _ => 4 << 10,
+        OPEN | OPENDIR => HANDLE,
+        READ => DATA,
+        READDIR | REALPATH | READLINK => NAME,
+        LSTAT | FSTAT | STAT => ATTRS,
+        _ => STATUS,
     }
 }
 
@@ -86,7 +86,7 @@ impl Requests {
         message.number(id);
         build(&mut message);
         self.outbox.0.extend_from_slice(&message.whole());
-        self.outbox.1.push((id, longest_answer(kind)));
+        self.outbox.1.push((id, expected(kind)));
         self.waiting.insert(id);
         if self.outbox.0.len() >= MANY {
             self.flush()?;
