@@ -31,6 +31,7 @@ use super::{
     is_name, is_temporary, temporary,
 };
 use crate::carry::entry::{Kind, Stamp, Time, is_inner};
+use crate::carry::together::together;
 use crate::error::{Error, ErrorKind, Result};
 
 /// What is put there at once, and the length of parts, in bytes: they are in memory while they are sent.
@@ -271,38 +272,19 @@ impl Store for S3 {
             Ok(())
         })?;
         // A listing does not have what is kept beside.
-        let names = Mutex::new(names.into_iter());
-        let all = Mutex::new(Ok(Vec::new()));
-        std::thread::scope(|scope| {
-            for _ in 0..ASKED {
-                scope.spawn(|| {
-                    loop {
-                        let next = names.lock().unwrap_or_else(PoisonError::into_inner).next();
-                        let Some((name, is_directory)) = next else { return };
-                        let key = format!("{prefix}{name}{}", if is_directory { "/" } else { "" });
-                        let object = if_there(self.server.head(&key));
-                        if let Ok(object) = &object {
-                            self.listed.note(path.join(&name), object.as_ref().and_then(attributes));
-                        }
-                        let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
-                        match (object, &mut *all) {
-                            (Ok(Some(object)), Ok(all)) => {
-                                all.push((name.into(), found(&object, is_directory)))
-                            }
-                            // It needs no object of its own.
-                            (Ok(None), Ok(all)) if is_directory => {
-                                all.push((name.into(), found(&Object::default(), true)));
-                            }
-                            // Somebody has removed it meanwhile.
-                            (Ok(None), Ok(_)) => {}
-                            (Err(error), Ok(_)) => *all = Err(error),
-                            (_, Err(_)) => return,
-                        }
-                    }
-                });
+        let all = Mutex::new(Vec::new());
+        together(ASKED, names.into_iter().collect(), |(name, is_directory)| {
+            let key = format!("{prefix}{name}{}", if is_directory { "/" } else { "" });
+            let object = if_there(self.server.head(&key))?;
+            self.listed.note(path.join(&name), object.as_ref().and_then(attributes));
+            // A directory needs no object of its own. Somebody may have removed a file meanwhile.
+            if let Some(object) = object.or_else(|| is_directory.then(Object::default)) {
+                let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+                all.push((name.into(), found(&object, is_directory)));
             }
-        });
-        all.into_inner().unwrap_or_else(PoisonError::into_inner)
+            Ok::<_, io::Error>(Vec::new())
+        })?;
+        Ok(all.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn get(&self, path: &Path) -> io::Result<Box<dyn Content + '_>> {

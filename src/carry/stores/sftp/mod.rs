@@ -22,7 +22,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use self::message::{Attributes, Reply};
-use self::pool::Pool;
+use self::pool::{Failure, Pool};
 use self::requests::{Reading, Requests};
 use super::address::Address;
 use super::names::Names;
@@ -44,8 +44,8 @@ pub(super) struct Sftp {
     server: OnceLock<Server>,
     /// A rename fails where something has the name, as the protocol wants it: not all servers do. Tried out when it is wanted.
     refuses: OnceLock<bool>,
-    /// When it could not be tried out last what the server can keep, and why.
-    trying: Mutex<Option<(Instant, io::ErrorKind, String)>>,
+    /// That it could not be tried out last what the server can keep.
+    trying: Mutex<Option<Failure>>,
 }
 
 /// What is known of the server.
@@ -100,12 +100,11 @@ impl Sftp {
             return Ok(server);
         }
         // Who has waited for another's attempt makes none of its own.
-        if let Some((_, kind, text)) = failed.as_ref().filter(|failed| failed.0 >= asked) {
-            return Err(io::Error::new(*kind, text.clone()));
+        if let Some(error) = failed.as_ref().and_then(|failed| failed.since(asked)) {
+            return Err(error);
         }
-        let server = self.with(|requests| self.try_out(requests)).inspect_err(|error| {
-            *failed = Some((Instant::now(), error.kind(), error.to_string()));
-        })?;
+        let server = self.with(|requests| self.try_out(requests));
+        let server = server.inspect_err(|error| *failed = Some(Failure::new(error)))?;
         Ok(self.server.get_or_init(|| server))
     }
 
@@ -232,10 +231,11 @@ impl Sftp {
     }
 
     /// Whose it is to be, where that can be said.
-    fn owner(server: &Server, properties: &Properties) -> Option<(u32, u32)> {
+    fn owner(server: &Server, properties: &Properties) -> Option<Attributes> {
         let Meta { uid, gid, .. } = properties.meta;
         let of = |id, owner| if id == 0 { owner } else { id };
-        server.has_owners.then(|| (of(uid, server.owner.0), of(gid, server.owner.1)))
+        let owner = Some((of(uid, server.owner.0), of(gid, server.owner.1)));
+        server.has_owners.then(|| Attributes { owner, ..Attributes::default() })
     }
 
     fn found(&self, server: &Server, attributes: &Attributes) -> Found {
@@ -354,9 +354,11 @@ impl Store for Sftp {
                         let size = Attributes { size: Some(content.size()), ..Attributes::default() };
                         requests.fsetstat_later(&handle, &size)?;
                     }
-                    let owner = Self::owner(server, properties);
-                    let mode = Some(properties.meta.mode & 0o777);
-                    let attributes = Attributes { owner, mode, ..times(properties.modified) };
+                    let attributes = Attributes {
+                        mode: Some(properties.meta.mode & 0o777),
+                        times: times(properties.modified).times,
+                        ..Self::owner(server, properties).unwrap_or_default()
+                    };
                     requests.fsetstat_later(&handle, &attributes)?;
                     if server.has_sync {
                         requests.sync_later(&handle)?;
@@ -394,7 +396,6 @@ impl Store for Sftp {
                 if requests.has("lsetstat@openssh.com") {
                     // Links have no mode.
                     let owner = Self::owner(server, properties);
-                    let owner = owner.map(|owner| Attributes { owner: Some(owner), ..Attributes::default() });
                     for attributes in owner.into_iter().chain([times(properties.modified)]) {
                         let _ = requests.lsetstat(whole, &attributes);
                     }
@@ -415,7 +416,6 @@ impl Store for Sftp {
                 return Err(io::ErrorKind::NotADirectory.into());
             }
             let owner = Self::owner(server, properties);
-            let owner = owner.map(|owner| Attributes { owner: Some(owner), ..Attributes::default() });
             let mode = Attributes { mode: Some(properties.meta.mode & 0o1777), ..Attributes::default() };
             // After the owner, which may clear some of it.
             for attributes in owner.into_iter().chain([mode]) {

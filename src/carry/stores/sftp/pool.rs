@@ -27,15 +27,32 @@ struct State {
     connections: Vec<Arc<Connection>>,
     /// One more is being made.
     is_opening: bool,
-    /// When none could be made last, and why.
-    failed: Option<(Instant, io::ErrorKind, String)>,
+    /// That none could be made last.
+    failed: Option<Failure>,
+}
+
+/// An attempt that others have waited for, who need not make one of their own.
+pub(super) struct Failure {
+    at: Instant,
+    why: (io::ErrorKind, String),
+}
+
+impl Failure {
+    /// One of this moment.
+    pub(super) fn new(why: &io::Error) -> Self {
+        Self { at: Instant::now(), why: (why.kind(), why.to_string()) }
+    }
+
+    /// What whoever has waited since `asked` is told, if it came since then.
+    pub(super) fn since(&self, asked: Instant) -> Option<io::Error> {
+        let (kind, text) = &self.why;
+        (self.at >= asked).then(|| io::Error::new(*kind, text.clone()))
+    }
 }
 
 impl State {
     fn add(&mut self, made: io::Result<Connection>) -> io::Result<Arc<Connection>> {
-        let connection = Arc::new(made.inspect_err(|error| {
-            self.failed = Some((Instant::now(), error.kind(), error.to_string()));
-        })?);
+        let connection = Arc::new(made.inspect_err(|error| self.failed = Some(Failure::new(error)))?);
         self.failed = None;
         self.connections.push(Arc::clone(&connection));
         Ok(connection)
@@ -58,7 +75,7 @@ impl Pool {
         state.connections.retain(|connection| connection.users().is_some());
         let users = |connection: &&Arc<Connection>| connection.users().unwrap_or(usize::MAX);
         if let Some(least) = state.connections.iter().min_by_key(users).cloned() {
-            let has_failed = state.failed.as_ref().is_some_and(|failed| failed.0.elapsed() < BACK_OFF);
+            let has_failed = state.failed.as_ref().is_some_and(|failed| failed.at.elapsed() < BACK_OFF);
             let are_few = users(&&least) < USERS || state.connections.len() >= CONNECTIONS;
             if !are_few && !state.is_opening && !has_failed {
                 state.is_opening = self.open(address);
@@ -66,8 +83,8 @@ impl Pool {
             return Ok(Requests::new(least));
         }
         // Nor need each wait for a server that is away as long as the first has.
-        if let Some((_, kind, text)) = state.failed.as_ref().filter(|failed| failed.0 >= asked) {
-            return Err(io::Error::new(*kind, text.clone()));
+        if let Some(error) = state.failed.as_ref().and_then(|failed| failed.since(asked)) {
+            return Err(error);
         }
         state.add(Connection::new(address)).map(Requests::new)
     }
